@@ -1,0 +1,26 @@
+//! Short-lived, scoped cloud credentials for AI agents.
+//!
+//! # One lease, end to end
+//!
+//! A request flows one way: `http` → [`broker`] → {pure rules, one store, one cloud}. Nothing calls back up.
+//!
+//! 1. `http` authenticates the caller ([`identity`]) and hands the body to [`Broker::request`](broker::Broker::request).
+//! 2. [`narrow`] checks that what is asked is contained in the scope's ceiling ([`catalogue`]) and compiles the
+//!    exact `AssumeRole` input; [`policy`] decides: allow, needs signatures, or deny, naming the rules.
+//! 3. [`store`] writes the lease and its events in one commit. An unsigned lease is `approved`; one that wants its
+//!    credentials in the same answer is claimed in that same commit. A signed one is `pending`, and its
+//!    [`statement`] is stored with it, byte for byte.
+//! 4. A person signs the statement; [`verify`] judges the signature, [`store`] counts people.
+//! 5. `store::claim` is one compare-and-swap. It returns a `Warrant`, which nothing else can make, and only after
+//!    its commit. `aws::mint` takes a `Warrant`.
+//! 6. `store::settle` consumes the warrant and writes the outcome. Only when that is committed do credentials leave.
+//!
+//! Modules above the line below are pure and shared with the command line tool; the others need feature `server`.
+
+pub mod lease;
+pub mod problem;
+pub mod wire;
+
+pub mod render;
+pub mod statement;
+pub mod verify;

@@ -1,0 +1,133 @@
+//! Shows a statement to the person who signs it. Made only from the signed bytes. Pure.
+
+use std::fmt::Write;
+
+use crate::lease::{ActionClass, Tier};
+use crate::statement::Sealed;
+
+/// The statement in words, without colour: what a terminal shows before the key asks for its touch.
+pub fn statement(sealed: &Sealed) -> String {
+    let terms = sealed.terms();
+    let role = &terms.assume_role;
+    let minutes = role.duration_seconds / 60;
+    let mut out = String::new();
+    let mut line = |label: &str, value: &str| {
+        let _ = writeln!(out, "  {label:<12} {value}");
+    };
+    line("code", &sealed.short_code());
+    line("lease", &terms.lease_id.to_string());
+    line("who asks", &format!("agent {}, vouched for by {}", name(&terms.agent.name), name(&terms.agent.issuer)));
+    line("sponsor", &name(&terms.sponsor));
+    if let Some(actor) = &terms.actor {
+        line("set off by", &name(actor));
+    }
+    line("account", &format!("{} ({})", name(&terms.account.alias), name(&terms.account.id)));
+    line("where", &format!("{}, {}", terms.environment, name(&terms.region)));
+    line("tier", &format!("{}: {}", terms.tier.as_str().to_uppercase(), words(&terms.tier_because)));
+    line("scope", &name(&terms.scope));
+    line("role", &name(&role.role_arn));
+    for (at, action) in terms.actions.iter().enumerate() {
+        let label = if at == 0 { "may do" } else { "" };
+        line(label, &format!("{:<28} {}", name(&action.action), action.class.plain()));
+    }
+    for (at, resource) in terms.resources.iter().enumerate() {
+        line(if at == 0 { "on" } else { "" }, &name(resource));
+    }
+    line("how often", &format!("any parameters, any number of times, for {minutes} minutes"));
+    line("needs", &format!("{} of {}", terms.signers.needed, terms.signers.eligible.join(", ")));
+    line("sign by", &terms.sign_by.format(&time::format_description::well_known::Rfc3339).unwrap_or_default());
+    out.push('\n');
+    for (label, text) in [
+        ("task", &terms.agent_says.task),
+        ("reason", &terms.agent_says.reason),
+        ("rollback", &terms.agent_says.rollback),
+    ] {
+        boxed(&mut out, label, text);
+    }
+    if terms.tier == Tier::Destructive || terms.actions.iter().any(|it| it.class == ActionClass::Destructive) {
+        out.push_str("\n  This DESTROYS something. There may be no way back.\n");
+    }
+    out
+}
+
+/// The agent's words, line by line, in a box that says whose they are.
+fn boxed(out: &mut String, label: &str, text: &str) {
+    let _ = writeln!(out, "  | the agent's words, {label}:");
+    for line in text.split('\n') {
+        let _ = writeln!(out, "  |   {}", words(line));
+    }
+    let odd = odd_letters(text);
+    if !odd.is_empty() {
+        let _ = writeln!(out, "  |   (not plain ASCII, may imitate other letters: {odd})");
+    }
+}
+
+/// An identifier: everything outside printable ASCII is shown by its code point.
+pub fn name(text: &str) -> String {
+    escape(text, |it| it.is_ascii_graphic() || it == ' ')
+}
+
+/// Free text: letters of any script stay; controls, bidi marks, joiners and blanks that hide are shown by code point.
+pub fn words(text: &str) -> String {
+    escape(text, |it| it.is_ascii_graphic() || it == ' ' || (!it.is_ascii() && it.is_alphanumeric()))
+}
+
+fn escape(text: &str, plain: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        if plain(character) {
+            out.push(character);
+        } else {
+            let _ = write!(out, "\\u{{{:x}}}", u32::from(character));
+        }
+    }
+    out
+}
+
+fn odd_letters(text: &str) -> String {
+    let mut seen = Vec::new();
+    for character in text.chars().filter(|it| !it.is_ascii() && it.is_alphanumeric()) {
+        if !seen.contains(&character) && seen.len() < 8 {
+            seen.push(character);
+        }
+    }
+    seen.iter().map(|it| format!("{it} U+{:04X}", u32::from(*it))).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statement::tests::terms;
+
+    #[test]
+    fn the_agents_words_cannot_draw_on_the_screen() {
+        let mut terms = terms();
+        terms.agent_says.reason =
+            "ok\u{1b}[2K\r\nsponsor      carol\u{202e}gpj\u{200b} \u{430}dmin".into();
+        let shown = statement(&Sealed::new(terms).unwrap());
+        assert!(shown.chars().all(|it| it == '\n' || !it.is_control()), "{shown}");
+        assert!(!shown.contains('\u{202e}') && !shown.contains('\u{200b}'));
+        assert!(shown.contains("ok\\u{1b}[2K\\u{d}\n  |   sponsor      carol\\u{202e}gpj\\u{200b}"));
+        assert!(shown.contains("U+0430"));
+    }
+
+    #[test]
+    fn account_tier_actions_and_arns_are_always_shown() {
+        let shown = statement(&Sealed::new(terms()).unwrap());
+        for part in [
+            "demo (000000000000)",
+            "PRODUCTION-WRITE",
+            "s3:PutObject",
+            "can overwrite",
+            "arn:aws:s3:::prod-app-data/config.json",
+            "any parameters, any number of times, for 15 minutes",
+        ] {
+            assert!(shown.contains(part), "{part} is missing from\n{shown}");
+        }
+    }
+
+    #[test]
+    fn a_look_alike_in_an_identifier_is_shown_by_its_code_point() {
+        assert_eq!(name("pr\u{43e}d-\u{1f600}"), "pr\\u{43e}d-\\u{1f600}");
+    }
+}

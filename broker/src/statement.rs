@@ -1,0 +1,408 @@
+//! The statement: the canonical bytes of a request that a person signs. Pure.
+//!
+//! Shape: in-toto Statement v1 (<https://in-toto.io/Statement/v1>). Bytes: RFC 8785 (JCS) with every non-ASCII
+//! character escaped, serialized once when the lease becomes pending and never again. A signature covers the DSSE
+//! pre-authentication encoding of those bytes, whose payload type carries the decision.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+use crate::lease::{ActionClass, Assurance, Decision, Environment, LeaseId, Tier};
+
+const IN_TOTO: &str = "https://in-toto.io/Statement/v1";
+const LEASE_REQUEST: &str = "urn:broker:lease-request:v1";
+
+/// What a signature says. Each meaning has a payload type and an SSHSIG namespace of its own, so that a
+/// signature made for one can never be read as another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    LeaseApproval,
+    LeaseRefusal,
+    /// Opens a reading session; approves nothing.
+    Login,
+}
+
+impl Meaning {
+    pub const fn payload_type(self) -> &'static str {
+        match self {
+            Self::LeaseApproval => "application/vnd.broker.lease-approval.v1+json",
+            Self::LeaseRefusal => "application/vnd.broker.lease-refusal.v1+json",
+            Self::Login => "application/vnd.broker.login.v1+json",
+        }
+    }
+
+    /// The SSHSIG namespace (`ssh-keygen -Y sign -n …`).
+    pub const fn namespace(self) -> &'static str {
+        match self {
+            Self::LeaseApproval => "lease-approval@broker",
+            Self::LeaseRefusal => "lease-refusal@broker",
+            Self::Login => "login@broker",
+        }
+    }
+
+    /// The bytes that are signed: DSSE's pre-authentication encoding (secure-systems-lab/dsse, protocol.md v1).
+    pub fn message(self, body: &[u8]) -> Vec<u8> {
+        let kind = self.payload_type();
+        let mut message = format!("DSSEv1 {} {kind} {} ", kind.len(), body.len()).into_bytes();
+        message.extend_from_slice(body);
+        message
+    }
+}
+
+impl From<Decision> for Meaning {
+    fn from(decision: Decision) -> Self {
+        match decision {
+            Decision::Approve => Self::LeaseApproval,
+            Decision::Refuse => Self::LeaseRefusal,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Statement {
+    #[serde(rename = "_type")]
+    kind: String,
+    #[serde(rename = "predicateType")]
+    predicate_type: String,
+    subject: Vec<Subject>,
+    pub predicate: LeaseTerms,
+}
+
+/// `name` is `lease-request/ID`; the digest is the SHA-256 of the session policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Subject {
+    name: String,
+    digest: BTreeMap<String, String>,
+}
+
+/// Everything a person must judge, and everything AWS will enforce.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseTerms {
+    pub broker: Issuer,
+    pub lease_id: LeaseId,
+    pub agent: AgentTerms,
+    pub sponsor: String,
+    /// Who set a pipeline off, if somebody did.
+    pub actor: Option<String>,
+    /// The agent's words. Untrusted: shown in a labelled box, with nothing in them obeyed.
+    pub agent_says: AgentWords,
+    pub scope: String,
+    pub environment: Environment,
+    pub tier: Tier,
+    pub tier_because: String,
+    pub account: Account,
+    pub region: String,
+    pub assume_role: AssumeRole,
+    pub actions: Vec<ActionTerms>,
+    pub resources: Vec<String>,
+    pub signers: Signers,
+    pub rules: Rules,
+    #[serde(with = "time::serde::rfc3339")]
+    pub requested_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub sign_by: OffsetDateTime,
+    pub claim_within_seconds: u32,
+    /// 32 random bytes in hex: makes the bytes unpredictable and unrepeatable.
+    pub nonce: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    /// Where the broker is reached.
+    pub origin: String,
+    /// Key id of the instance's public key: RFC 7638 thumbprint.
+    pub instance_key: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentTerms {
+    pub name: String,
+    /// Who vouched for its identity.
+    pub issuer: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentWords {
+    pub task: String,
+    pub reason: String,
+    pub rollback: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// Twelve digits.
+    pub id: String,
+    pub alias: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActionTerms {
+    pub action: String,
+    pub class: ActionClass,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signers {
+    pub eligible: Vec<String>,
+    pub needed: u16,
+    pub assurance: Assurance,
+}
+
+/// What was in force when the request was judged: SHA-256 of the configuration, in hex.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rules {
+    pub sha256: String,
+    pub decided_by: Vec<String>,
+}
+
+/// The input of `sts:AssumeRole`, whole but for the session name, which is made at claim so that no resource
+/// policy can name it beforehand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssumeRole {
+    pub role_arn: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_id: Option<String>,
+    /// The session policy, as the text that is sent.
+    pub policy: String,
+    /// SHA-256 of that text, in hex.
+    pub policy_sha256: String,
+    pub duration_seconds: u32,
+    /// Session tags.
+    pub tags: BTreeMap<String, String>,
+    /// The lease id: it survives role chaining and joins CloudTrail.
+    pub source_identity: String,
+}
+
+/// A statement as stored: the bytes, and what follows from them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    bytes: Vec<u8>,
+    terms: LeaseTerms,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StatementError {
+    #[error("the statement is not valid JSON of the expected shape: {0}")]
+    Shape(#[from] serde_json::Error),
+    #[error("the statement is not in canonical form")]
+    NotCanonical,
+    #[error("the statement is of another kind")]
+    OtherKind,
+    #[error("the statement contradicts itself: {0}")]
+    Contradiction(&'static str),
+}
+
+impl Sealed {
+    /// Seals `terms` into canonical bytes. This happens once in a lease's life.
+    pub fn new(terms: LeaseTerms) -> Result<Self, StatementError> {
+        let digest = BTreeMap::from([("sha256".to_owned(), terms.assume_role.policy_sha256.clone())]);
+        let statement = Statement {
+            kind: IN_TOTO.to_owned(),
+            predicate_type: LEASE_REQUEST.to_owned(),
+            subject: vec![Subject { name: format!("lease-request/{}", terms.lease_id), digest }],
+            predicate: terms,
+        };
+        let bytes = canonical(&statement)?;
+        Self::from_bytes(bytes)
+    }
+
+    /// Reads stored bytes back; anything but our own canonical form is an error.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, StatementError> {
+        let statement: Statement = serde_json::from_slice(&bytes)?;
+        // A duplicate key, another order or another spelling would let two readers see two statements.
+        if canonical(&statement)? != bytes {
+            return Err(StatementError::NotCanonical);
+        }
+        if statement.kind != IN_TOTO || statement.predicate_type != LEASE_REQUEST {
+            return Err(StatementError::OtherKind);
+        }
+        let terms = &statement.predicate;
+        let role = &terms.assume_role;
+        if role.policy_sha256 != sha256_hex(role.policy.as_bytes()) {
+            return Err(StatementError::Contradiction("policy_sha256 is not the policy's"));
+        }
+        if role.source_identity != terms.lease_id.to_string() {
+            return Err(StatementError::Contradiction("source_identity is not the lease id"));
+        }
+        match statement.subject.as_slice() {
+            [it] if it.name == format!("lease-request/{}", terms.lease_id)
+                && it.digest.len() == 1
+                && it.digest.get("sha256") == Some(&role.policy_sha256) => {}
+            _ => return Err(StatementError::Contradiction("subject is not the request")),
+        }
+        Ok(Self { bytes, terms: statement.predicate })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub fn terms(&self) -> &LeaseTerms {
+        &self.terms
+    }
+
+    /// SHA-256 of the bytes, in lower-case hex.
+    pub fn sha256(&self) -> String {
+        sha256_hex(&self.bytes)
+    }
+
+    pub fn short_code(&self) -> String {
+        short_code(&self.bytes)
+    }
+}
+
+/// The first 40 bits of the SHA-256 of `bytes`, in Crockford's base 32: eight characters, as `XXXX-XXXX`.
+pub fn short_code(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    let digest = Sha256::digest(bytes);
+    let bits = digest[..5].iter().fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
+    let mut code = String::with_capacity(9);
+    for place in (0..8).rev() {
+        if place == 3 {
+            code.push('-');
+        }
+        let digit = usize::try_from(bits >> (5 * place) & 31).expect("five bits fit");
+        code.push(char::from(ALPHABET[digit]));
+    }
+    code
+}
+
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// RFC 8785 with every non-ASCII character as `\uXXXX`, so that the bytes look the same on every screen.
+pub fn canonical<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
+    let text = serde_json_canonicalizer::to_string(value)?;
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut units = [0_u16; 2];
+    for character in text.chars() {
+        if let Ok(ascii) = u8::try_from(character)
+            && ascii.is_ascii()
+        {
+            bytes.push(ascii);
+        } else {
+            // JSON allows non-ASCII only inside strings, where an escape means the same.
+            for unit in character.encode_utf16(&mut units) {
+                bytes.extend_from_slice(format!("\\u{unit:04x}").as_bytes());
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use time::macros::datetime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    pub(crate) fn terms() -> LeaseTerms {
+        let policy = r#"{"Version":"2012-10-17","Statement":[]}"#.to_owned();
+        let lease_id = LeaseId(Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0001));
+        LeaseTerms {
+            broker: Issuer { origin: "http://localhost:8750".into(), instance_key: "kid".into() },
+            lease_id,
+            agent: AgentTerms { name: "demo-agent".into(), issuer: "broker".into() },
+            sponsor: "alice".into(),
+            actor: None,
+            agent_says: AgentWords {
+                task: "OPS-7".into(),
+                reason: "rotate the b\u{f6}x".into(),
+                rollback: "put the old object back".into(),
+            },
+            scope: "prod-rw".into(),
+            environment: Environment::Production,
+            tier: Tier::ProductionWrite,
+            tier_because: "s3:PutObject is review in production".into(),
+            account: Account { id: "000000000000".into(), alias: "demo".into() },
+            region: "us-east-1".into(),
+            assume_role: AssumeRole {
+                role_arn: "arn:aws:iam::000000000000:role/broker-production".into(),
+                external_id: None,
+                policy_sha256: sha256_hex(policy.as_bytes()),
+                policy,
+                duration_seconds: 900,
+                tags: BTreeMap::from([("broker:scope".into(), "prod-rw".into())]),
+                source_identity: lease_id.to_string(),
+            },
+            actions: vec![ActionTerms { action: "s3:PutObject".into(), class: ActionClass::Review }],
+            resources: vec!["arn:aws:s3:::prod-app-data/config.json".into()],
+            signers: Signers {
+                eligible: vec!["bob".into(), "carol".into()],
+                needed: 1,
+                assurance: Assurance::Verified,
+            },
+            rules: Rules { sha256: "00".repeat(32), decided_by: vec!["agents-may-ask".into()] },
+            requested_at: datetime!(2026-01-01 12:00 UTC),
+            sign_by: datetime!(2026-01-01 12:30 UTC),
+            claim_within_seconds: 900,
+            nonce: "ab".repeat(32),
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_ascii_and_read_back_as_the_same_terms() {
+        let sealed = Sealed::new(terms()).unwrap();
+        assert!(sealed.bytes().is_ascii());
+        assert!(sealed.bytes().windows(6).any(|it| it == b"\\u00f6"));
+        assert_eq!(Sealed::from_bytes(sealed.bytes().to_vec()).unwrap(), sealed);
+    }
+
+    #[test]
+    fn the_same_terms_always_give_the_same_bytes() {
+        assert_eq!(Sealed::new(terms()).unwrap().bytes(), Sealed::new(terms()).unwrap().bytes());
+    }
+
+    #[test]
+    fn other_spellings_of_the_same_terms_are_refused() {
+        let bytes = Sealed::new(terms()).unwrap().bytes().to_vec();
+        let text = String::from_utf8(bytes).unwrap();
+        let spaced = text.replacen("\":", "\": ", 1);
+        let doubled = text.replacen("\"scope\":", "\"scope\":\"staging-ro\",\"scope\":", 1);
+        let raw = text.replace("\\u00f6", "\u{f6}");
+        for other in [spaced, raw] {
+            let read = Sealed::from_bytes(other.into_bytes());
+            assert!(matches!(read, Err(StatementError::NotCanonical)), "{read:?}");
+        }
+        assert!(Sealed::from_bytes(doubled.into_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_statement_that_contradicts_itself_is_refused() {
+        let mut policy = terms();
+        policy.assume_role.policy.push(' ');
+        let mut identity = terms();
+        identity.assume_role.source_identity = "somebody".into();
+        for it in [policy, identity] {
+            assert!(matches!(Sealed::new(it), Err(StatementError::Contradiction(_))));
+        }
+    }
+
+    #[test]
+    fn the_message_is_dsse_pre_authentication_encoding() {
+        let message = Meaning::Login.message(b"{}");
+        assert_eq!(message, b"DSSEv1 36 application/vnd.broker.login.v1+json 2 {}");
+    }
+
+    #[test]
+    fn the_short_code_is_forty_bits_in_crockford_base_32() {
+        // SHA-256("") begins e3b0c44298.
+        assert_eq!(short_code(b""), "WERC-8GMR");
+    }
+}

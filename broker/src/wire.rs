@@ -1,0 +1,265 @@
+//! What travels over HTTP, as the server writes it and the command line reads it.
+//!
+//! Times are RFC 3339 UTC; durations are whole seconds and say so in their names.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::lease::{Assurance, Decision, Environment, LeaseId, LeaseState, SessionState, Tier};
+
+/// `POST /v1/leases`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct LeaseRequest {
+    pub scope: String,
+    /// Ticket or run id; the task token's own task when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// Why, in words. At most 1,000 characters. Signed tiers need one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// IAM actions, within the scope's. Left out: all of the scope's (unsigned tiers only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actions: Option<Vec<String>>,
+    /// ARNs, within the scope's. Left out: all of the scope's (unsigned tiers only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Vec<String>>,
+    /// Length of the lease's window, in seconds; 900 when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u32>,
+    /// How to undo it, in words. Signed tiers need one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<String>,
+    /// Whether credentials are wanted in the same answer.
+    #[serde(default)]
+    pub deliver: bool,
+}
+
+/// A lease, as whoever may see it sees it. Never holds a secret, except in `credentials`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Lease {
+    pub id: LeaseId,
+    pub state: LeaseState,
+    pub agent: String,
+    pub sponsor: String,
+    pub task: String,
+    pub reason: Option<String>,
+    pub rollback: Option<String>,
+    pub scope: String,
+    pub environment: Environment,
+    pub tier: Tier,
+    /// Twelve digits.
+    pub account: String,
+    pub region: String,
+    pub role_arn: String,
+    pub actions: Vec<String>,
+    pub resources: Vec<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub requested_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub sign_by: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub approved_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub claim_by: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub issued_at: Option<OffsetDateTime>,
+    /// When an unsigned lease's window, or a signed lease's one session, ends.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ends_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ended_at: Option<OffsetDateTime>,
+    /// Why it was denied, refused, withdrawn or failed.
+    pub end_reason: Option<String>,
+    /// The rules that decided.
+    pub decided_by: Vec<String>,
+    pub signatures_needed: u16,
+    /// Who may sign; empty when nobody has to.
+    pub eligible_signers: Vec<String>,
+    pub signatures: Vec<Signature>,
+    /// First 40 bits of the statement's SHA-256; the signer sees the same.
+    pub short_code: Option<String>,
+    pub sessions: Vec<Session>,
+    /// What to do next, in one sentence, when there is something to do.
+    pub next: Option<String>,
+    /// Present only in the answer to the request that asked to have them delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+}
+
+/// One person's decision over a lease's statement.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Signature {
+    pub person: String,
+    pub decision: Decision,
+    pub key_fingerprint: String,
+    pub assurance: Assurance,
+    #[serde(with = "time::serde::rfc3339")]
+    pub signed_at: OffsetDateTime,
+}
+
+/// One STS session minted under a lease.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Session {
+    pub id: Uuid,
+    pub state: SessionState,
+    pub session_name: String,
+    pub access_key_id: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub claimed_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
+    pub failure: Option<String>,
+}
+
+/// `GET /v1/leases`: newest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct LeasePage {
+    pub leases: Vec<Lease>,
+    /// Pass as `after` to get the next page; absent on the last one.
+    pub next_cursor: Option<LeaseId>,
+}
+
+/// AWS credentials of one session. `Debug` prints no secret.
+#[derive(Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Credentials {
+    pub session_id: Uuid,
+    pub access_key_id: String,
+    pub secret_access_key: String,
+    pub session_token: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    pub region: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("session_id", &self.session_id)
+            .field("access_key_id", &self.access_key_id)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `GET /v1/leases/{id}/statement`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct StatementBytes {
+    /// The lease it is about.
+    pub id: LeaseId,
+    /// The exact bytes, in standard base64.
+    pub statement: String,
+    /// Of the bytes, in lower-case hex.
+    pub sha256: String,
+    pub short_code: String,
+}
+
+/// `POST /v1/leases/{id}/signatures`. Authenticated by the signature itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SignatureRequest {
+    pub decision: Decision,
+    /// An armored SSHSIG (`-----BEGIN SSH SIGNATURE-----`) over the DSSE pre-authentication encoding of the
+    /// statement, in the namespace of the decision's payload type.
+    pub signature: String,
+    /// SHA-256 of the statement the signer saw, in hex: a mismatch is told apart from a bad signature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statement_sha256: Option<String>,
+    /// Why not, in words; kept with a refusal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `POST /v1/login/nonce`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct LoginNonce {
+    /// Sign it as it is, as the body of payload type `application/vnd.broker.login.v1+json`.
+    pub nonce: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+}
+
+/// `POST /v1/login`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct LoginRequest {
+    pub nonce: String,
+    /// An armored SSHSIG.
+    pub signature: String,
+}
+
+/// A person's reading session. It approves nothing.
+#[derive(Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct LoginSession {
+    pub person: String,
+    pub token: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+}
+
+impl fmt::Debug for LoginSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoginSession").field("person", &self.person).finish_non_exhaustive()
+    }
+}
+
+/// `GET /v1/scopes`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct ScopeList {
+    pub scopes: Vec<Scope>,
+}
+
+/// A scope that the caller may ask for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Scope {
+    pub name: String,
+    pub description: String,
+    pub environment: Environment,
+    pub tier: Tier,
+    /// What makes it this tier.
+    pub tier_because: String,
+    pub account: String,
+    pub region: String,
+    pub actions: Vec<String>,
+    pub resources: Vec<String>,
+    pub max_ttl_seconds: u32,
+    pub signatures_needed: u16,
+    pub signer_groups: Vec<String>,
+}
+
+/// `GET /v1/whoami`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum WhoAmI {
+    Agent {
+        agent: String,
+        sponsor: String,
+        task: String,
+        #[serde(with = "time::serde::rfc3339")]
+        token_expires_at: OffsetDateTime,
+    },
+    Person {
+        person: String,
+        display_name: String,
+        groups: Vec<String>,
+        #[serde(with = "time::serde::rfc3339")]
+        token_expires_at: OffsetDateTime,
+    },
+}
