@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A lease's id: a UUIDv7. Also the `SourceIdentity` of every session minted under it.
+/// A lease's id: a `UUIDv7`. Also the `SourceIdentity` of every session minted under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema), schema(value_type = Uuid))]
 #[serde(transparent)]

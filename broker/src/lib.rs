@@ -24,3 +24,38 @@ pub mod wire;
 pub mod render;
 pub mod statement;
 pub mod verify;
+
+#[cfg(feature = "server")]
+pub mod clock;
+#[cfg(feature = "server")]
+pub mod config;
+
+#[cfg(feature = "server")]
+pub mod arn;
+#[cfg(feature = "server")]
+pub mod catalogue;
+#[cfg(feature = "server")]
+pub mod narrow;
+#[cfg(feature = "server")]
+pub mod policy;
+
+#[cfg(feature = "server")]
+pub mod identity;
+#[cfg(feature = "server")]
+pub mod broker;
+#[cfg(feature = "server")]
+pub mod http;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod error;
+
+#[cfg(feature = "server")]
+pub mod audit;
+#[cfg(feature = "server")]
+pub mod aws;
+#[cfg(feature = "server")]
+pub mod store;
+
+#[cfg(feature = "server")]
+pub mod dev;

@@ -1,1 +1,171 @@
-fn main(){}
+//! `brokerd`: parse, connect, serve.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use broker::aws::StsOptions;
+use broker::clock::Clock;
+use broker::config::Config;
+use broker::{dev, server, store};
+use clap::{Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The broker's server: issues scoped, short-lived cloud credentials to AI agents.
+#[derive(Parser)]
+#[command(version, after_help = "Try it without an account: brokerd dev")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+
+    /// What to log, as tracing's directives
+    #[arg(long, env = "BROKER_LOG", default_value = "info", global = true)]
+    log: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve agents and people
+    Serve {
+        #[arg(long, env = "BROKER_CONFIG", default_value = "/etc/broker", value_name = "DIR")]
+        config: PathBuf,
+        /// The server's database, as role `broker_app`
+        #[arg(long, env = "BROKER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+        database_url: String,
+    },
+    /// Run the whole product on this machine: private PostgreSQL, AWS emulator, demo people and scopes
+    Dev {
+        /// Where everything is kept [default: $XDG_STATE_HOME/broker/dev; for root /var/lib/broker-dev]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        #[arg(long, default_value = "127.0.0.1:8750", value_name = "ADDR")]
+        listen: SocketAddr,
+        #[command(flatten)]
+        home: Home,
+    },
+    /// Bring the database's schema up to date
+    Migrate {
+        /// As login `broker_migrate`
+        #[arg(long, env = "BROKER_ADMIN_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+        database_url: String,
+    },
+    /// Check the configuration, and print the scopes with their computed tiers
+    Check {
+        #[arg(long, env = "BROKER_CONFIG", default_value = "/etc/broker", value_name = "DIR")]
+        config: PathBuf,
+    },
+}
+
+/// Where this user keeps things.
+#[derive(clap::Args)]
+struct Home {
+    #[arg(long, env = "HOME", hide = true)]
+    home: Option<PathBuf>,
+    #[arg(long, env = "XDG_STATE_HOME", hide = true)]
+    xdg_state_home: Option<PathBuf>,
+    #[arg(long, env = "XDG_CACHE_HOME", hide = true)]
+    xdg_cache_home: Option<PathBuf>,
+    #[arg(long, env = "PATH", hide = true, default_value = "/usr/local/bin:/usr/bin:/bin")]
+    search_path: OsString,
+}
+
+impl Home {
+    /// Root's home is closed to the user that PostgreSQL runs as.
+    fn dev_dir(&self) -> anyhow::Result<PathBuf> {
+        match (&self.xdg_state_home, &self.home) {
+            (Some(state), _) if state.is_absolute() => Ok(state.join("broker/dev")),
+            (_, Some(home)) if home == "/root" => Ok("/var/lib/broker-dev".into()),
+            (_, Some(home)) => Ok(home.join(".local/state/broker/dev")),
+            (_, None) => anyhow::bail!("neither HOME nor XDG_STATE_HOME is set; pass --dir DIR"),
+        }
+    }
+
+    fn cache_dir(&self) -> anyhow::Result<PathBuf> {
+        match (&self.xdg_cache_home, &self.home) {
+            (Some(cache), _) if cache.is_absolute() => Ok(cache.join("broker")),
+            (_, Some(home)) => Ok(home.join(".cache/broker")),
+            (_, None) => anyhow::bail!("neither HOME nor XDG_CACHE_HOME is set; set one"),
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let terminal = std::io::stderr().is_terminal();
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(&args.log))
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal);
+    if terminal { logs.init() } else { logs.json().init() }
+    match run(args.command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve { config, database_url } => serve(config, &database_url).await,
+        Command::Dev { dir, listen, home } => {
+            let dir = dir.map_or_else(|| home.dev_dir(), Ok)?;
+            let cache_dir = home.cache_dir()?;
+            dev::run(dev::Options { dir, listen, cache_dir, search_path: home.search_path }, stopped()?).await
+        }
+        Command::Migrate { database_url } => {
+            store::migrate(&database_url).await?;
+            eprintln!("the schema is up to date");
+            Ok(())
+        }
+        Command::Check { config } => check(&Config::load(&config)?),
+    }
+}
+
+async fn serve(dir: PathBuf, database_url: &str) -> anyhow::Result<()> {
+    let config = Config::load(&dir)?;
+    anyhow::ensure!(
+        config.settings.dev.is_none(),
+        "{}: [dev] is for `brokerd dev` only; remove the table: `brokerd serve` counts no software keys",
+        dir.join("broker.toml").display()
+    );
+    let listen = config.settings.listen;
+    let stopped = stopped()?;
+    let broker = server::compose(config, database_url, StsOptions::default(), Clock::default()).await?;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    tracing::info!(%listen, "serving");
+    server::serve(broker, listener, stopped).await
+}
+
+/// Prints the catalogue: stdout is data.
+fn check(config: &Config) -> anyhow::Result<()> {
+    for scope in config.catalogue.scopes() {
+        let signers = match &scope.signers {
+            None => "issued at once".to_owned(),
+            Some(rule) => format!("{} of {}, {}", rule.count, rule.groups.join("|"), rule.assurance),
+        };
+        println!("{:<20} {:<18} {:<34} {}", scope.name, scope.tier, signers, scope.tier_because);
+    }
+    eprintln!("the configuration is valid: sha256 {}", config.sha256);
+    Ok(())
+}
+
+/// Ends at the first SIGINT or SIGTERM.
+fn stopped() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("stopping");
+    })
+}

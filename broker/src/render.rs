@@ -16,6 +16,7 @@ pub fn statement(sealed: &Sealed) -> String {
     };
     line("code", &sealed.short_code());
     line("lease", &terms.lease_id.to_string());
+    line("broker", &name(&terms.broker.origin));
     line("who asks", &format!("agent {}, vouched for by {}", name(&terms.agent.name), name(&terms.agent.issuer)));
     line("sponsor", &name(&terms.sponsor));
     if let Some(actor) = &terms.actor {

@@ -51,12 +51,13 @@ pub struct Lease {
     pub reason: Option<String>,
     pub rollback: Option<String>,
     pub scope: String,
-    pub environment: Environment,
-    pub tier: Tier,
+    /// This and the next four are absent where a denied request named nothing that exists.
+    pub environment: Option<Environment>,
+    pub tier: Option<Tier>,
     /// Twelve digits.
-    pub account: String,
-    pub region: String,
-    pub role_arn: String,
+    pub account: Option<String>,
+    pub region: Option<String>,
+    pub role_arn: Option<String>,
     pub actions: Vec<String>,
     pub resources: Vec<String>,
     #[serde(with = "time::serde::rfc3339")]

@@ -8,8 +8,9 @@ requirements.txt), and `check_names` refuses to start when one of those function
 
 The door, before any of MiniStack's own routing:
   * Every request must carry a signature (header or presigned URL) that verifies against an IAM access
-    key or STS session which exists here. Unsigned requests and WebSockets are refused. So are MiniStack's "root" keys, which it does not check: `test`, the configured
-    key and any twelve-digit id.
+    key or STS session which exists here. Unsigned requests and WebSockets are refused. So are
+    MiniStack's "root" keys, which it does not check: `test`, the configured key and any twelve-digit
+    id.
   * MiniStack's control routes (/_ministack/reset and others) do not exist. Health is answered here.
 
 What STS and IAM do in addition, each with the AWS page that says so:
@@ -65,11 +66,11 @@ REPLACED_OR_USED = {
         "app", "main", "AUTH", "_get_module", "_credential_failure", "_request_account_scope",
         "_routing_params", "detect_service"),
     evaluator: (
-        "is_root_access_key", "caller_verified", "resolve_caller_identity", "pin_signed_request", "pin_signed_body", "authenticate",
-        "_anonymous", "_signed_request", "_principal_keys", "_resolve_condition_key",
-        "_account_from_arn", "_role_name_from_assumed_arn", "evaluate_trust_policy",
+        "is_root_access_key", "caller_verified", "resolve_caller_identity", "pin_signed_request",
+        "pin_signed_body", "authenticate", "_anonymous", "_signed_request", "_principal_keys",
+        "_resolve_condition_key", "_role_name_from_assumed_arn", "evaluate_trust_policy",
         "resolve_principal", "resolve_credential", "parse_policy_document", "AuthError",
-        "CredentialResolutionError", "EvalContext", "PrincipalInfo"),
+        "CredentialResolutionError", "PrincipalInfo"),
     iam: ("_users", "_roles", "_access_keys", "_user_inline_policies", "_gen_id", "_now"),
     responses: ("set_request_account_id", "set_request_region", "get_account_id"),
     router: ("extract_access_key_id", "extract_region"),
@@ -93,7 +94,7 @@ def check_names():
 
 
 def check_root_is_gone():
-    """Ends the process when a root key still resolves: then something else than what was replaced decides."""
+    """Ends the process when a root key still resolves, because something else decides about them now."""
     account = responses.get_account_id()
     for key_id in ("", "test", account, os.environ.get("AWS_ACCESS_KEY_ID", "test")):
         resolved = evaluator.resolve_credential(key_id, account)
@@ -109,6 +110,7 @@ def is_root_access_key(_access_key_id):
     return False
 
 
+NO_SIGNATURE = ("MissingAuthenticationToken", "Request is missing Authentication Token")
 UNKNOWN_KEY = ("UnrecognizedClientException", "The security token included in the request is invalid.")
 
 
@@ -126,7 +128,7 @@ def authenticate(method, path, raw_path, query, raw_headers, headers, body):
     service = ministack_app.detect_service(
         method, path, headers, ministack_app._routing_params(method, path, headers, body, query))
     if evaluator._anonymous.get():
-        return refusal(service, "MissingAuthenticationToken", "Request is missing Authentication Token", headers)
+        return refusal(service, *NO_SIGNATURE, headers)
     request, key_id = evaluator._signed_request.get(), router.extract_access_key_id(headers, query)
     if request is None or not key_id or request.access_key_id != key_id:
         return refusal(service, *UNKNOWN_KEY, headers)
@@ -421,7 +423,8 @@ def resolve_condition_key(key, context):
         role_name = evaluator._role_name_from_assumed_arn(context.principal_arn)
         role = iam._roles.get_scoped(context.principal_account, None, role_name) or {}
         return role.get("Arn") or f"arn:aws:iam::{context.principal_account}:role/{role_name}"
-    if name in ("aws:resourceaccount", "s3:resourceaccount") and context.resource_arn.startswith("arn:aws:s3:::"):
+    of_bucket = context.resource_arn.startswith("arn:aws:s3:::")
+    if of_bucket and name in ("aws:resourceaccount", "s3:resourceaccount"):
         bucket = context.resource_arn.removeprefix("arn:aws:s3:::").split("/", 1)[0]
         return s3._bucket_owner_account(bucket) or context.principal_account
     return _resolve_condition_key(key, context)
@@ -449,7 +452,8 @@ CONTROL_POLICIES = control_policies()
 _sts_request, sts.handle_request = sts.handle_request, sts_request
 _register_session, sts.register_session = sts.register_session, register_session
 _evaluate_trust_policy, evaluator.evaluate_trust_policy = evaluator.evaluate_trust_policy, evaluate_trust_policy
-_resolve_condition_key, evaluator._resolve_condition_key = evaluator._resolve_condition_key, resolve_condition_key
+_resolve_condition_key = evaluator._resolve_condition_key
+evaluator._resolve_condition_key = resolve_condition_key
 _resolve_principal, evaluator.resolve_principal = evaluator.resolve_principal, resolve_principal
 _principal_keys = evaluator._principal_keys
 evaluator._principal_keys = sts._principal_keys = principal_keys

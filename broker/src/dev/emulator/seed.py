@@ -3,7 +3,7 @@
 Environment: EMULATOR_ENDPOINT, EMULATOR_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (of the
 emulator's admin), BROKER_EXTERNAL_ID, and BROKER_ACCESS_KEY_ID when a key was made before.
 Prints one line of JSON: {"access_key_id": ..., "secret_access_key": ...} when it made a key for the
-user `broker`, {} when the one that was named still works.
+user `broker`, null when the one that was named still works.
 """
 
 import json
@@ -74,7 +74,7 @@ def seed_key(iam):
     known = os.environ.get("BROKER_ACCESS_KEY_ID")
     keys = iam.list_access_keys(UserName="broker")["AccessKeyMetadata"]
     if any(key["AccessKeyId"] == known and key["Status"] == "Active" for key in keys):
-        return {}
+        return None
     for key in keys:  # nobody has their secrets any more
         iam.delete_access_key(UserName="broker", AccessKeyId=key["AccessKeyId"])
     key = iam.create_access_key(UserName="broker")["AccessKey"]
@@ -100,8 +100,9 @@ def seed_role(iam, account, name):
 
 
 def seed_bucket(s3, bucket, objects):
-    if unless("404", s3.head_bucket, Bucket=bucket) is None:
-        s3.create_bucket(Bucket=bucket)
+    if unless("404", s3.head_bucket, Bucket=bucket) is not None:
+        return  # what was deleted since then stays deleted
+    s3.create_bucket(Bucket=bucket)
     for key, text in objects.items():
         if unless("404", s3.head_object, Bucket=bucket, Key=key) is None:
             s3.put_object(Bucket=bucket, Key=key, Body=text.encode())

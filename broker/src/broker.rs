@@ -1,0 +1,852 @@
+//! The use cases. Each public method is one request, read top to bottom.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
+
+use secrecy::ExposeSecret;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use crate::audit::{Actor, EventType, Scribe, Subject};
+use crate::aws::{Minted, Sts};
+use crate::clock::Clock;
+use crate::config::{Config, Limits, Span};
+use crate::error::{Error, Result};
+use crate::identity::{Agent, Caller, Reader, Tokens};
+use crate::lease::{Assurance, LeaseId, LeaseState};
+use crate::narrow::{Holder, NarrowError, Narrowed, narrow};
+use crate::policy::Decision;
+use crate::statement::{
+    Account, ActionTerms, AgentTerms, AgentWords, Issuer, LeaseTerms, Meaning, Rules, Sealed, Signers,
+    canonical,
+};
+use crate::store::{
+    self, Claimable, Find, NewLease, NewOutcome, NewSession, NewSignature, Obstacle, Opened, Terms, Viewer,
+    Warrant,
+};
+use crate::verify::{self, Rejection, Signer, UnverifiedSignature};
+use crate::{catalogue, wire};
+
+/// People in these groups see every lease.
+const SEE_ALL: [&str; 2] = ["ops", "admins"];
+/// The longest long poll.
+const MAX_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
+const MAX_PAGE: i64 = 200;
+
+pub struct Broker {
+    pub config: Config,
+    pub pool: PgPool,
+    pub sts: Sts,
+    pub tokens: Tokens,
+    pub clock: Clock,
+    scribe: Scribe,
+    delivered: Mutex<HashMap<LeaseId, Delivered>>,
+    /// Leases that changed; `None` when some may have been missed.
+    changes: broadcast::Sender<Option<LeaseId>>,
+}
+
+/// A live session's credentials, kept in memory only, to be handed to the same agent again.
+struct Delivered {
+    agent: String,
+    sponsor: String,
+    session_id: Uuid,
+    region: String,
+    minted: Minted,
+}
+
+impl Broker {
+    pub fn new(config: Config, pool: PgPool, sts: Sts, tokens: Tokens, clock: Clock) -> Self {
+        let scribe = Scribe { source: config.settings.origin.clone() };
+        let (changes, _) = broadcast::channel(1024);
+        Self { config, pool, sts, tokens, clock, scribe, delivered: Mutex::default(), changes }
+    }
+
+    // ---------------------------------------------------------------------------------------- the agent's path
+
+    /// Opens a lease for `agent`, or refuses. With `deliver`, an unsigned lease comes with its credentials.
+    pub async fn request(
+        &self,
+        agent: &Agent,
+        idempotency_key: Option<&str>,
+        request: &wire::LeaseRequest,
+    ) -> Result<wire::Lease> {
+        let now = self.clock.now();
+        let id = LeaseId(Uuid::now_v7());
+        let task = request.task.as_deref().unwrap_or(&agent.task);
+        let digest = Sha256::digest(canonical(request).map_err(|error| Error::Invalid(error.to_string()))?);
+        let lease = |decided_by, outcome| NewLease {
+            id,
+            agent,
+            idempotency_key,
+            request_sha256: digest.into(),
+            task,
+            request,
+            rules_sha256: &self.config.sha256,
+            decided_by,
+            outcome,
+            now,
+        };
+
+        let (decided_by, outcome) = self.decide(agent, request, task, id, now).await?;
+        let denial = match &outcome {
+            NewOutcome::Denied { why } => Some(why.clone()),
+            _ => None,
+        };
+        let signed = matches!(outcome, NewOutcome::Pending { .. });
+        let opened = store::open(&self.pool, &self.scribe, &self.limits(), lease(decided_by, outcome)).await?;
+        match opened {
+            Opened::New(warrant) => {
+                if let Some(why) = denial {
+                    return Err(Error::Denied { lease_id: Some(id), why });
+                }
+                let credentials = match warrant {
+                    Some(warrant) => Some(self.mint_and_settle(agent, warrant, signed).await?),
+                    None => None,
+                };
+                let mut lease = self.lease_of(agent, id).await?;
+                lease.credentials = credentials;
+                Ok(lease)
+            }
+            Opened::Known => self.repeat(agent, idempotency_key, &digest, request.deliver).await,
+            Opened::TaskEnded => Err(Error::TaskEnded),
+            Opened::TooMany(what) => Err(Error::TooMany(what)),
+            Opened::Frozen => {
+                let denied = NewOutcome::Denied { why: "frozen".to_owned() };
+                store::open(&self.pool, &self.scribe, &self.limits(), lease(Vec::new(), denied)).await?;
+                Err(Error::Frozen(Some(id)))
+            }
+        }
+    }
+
+    /// Judges a request: contained in its scope, allowed by the rules, and signable if it must be signed.
+    async fn decide(
+        &self,
+        agent: &Agent,
+        request: &wire::LeaseRequest,
+        task: &str,
+        id: LeaseId,
+        now: OffsetDateTime,
+    ) -> Result<(Vec<String>, NewOutcome)> {
+        let deny = |why: String| Ok((Vec::new(), NewOutcome::Denied { why }));
+        let Some(scope) = self.config.catalogue.scope(&request.scope) else {
+            if 64 < request.scope.len() {
+                return Err(Error::Invalid("a scope's name has at most 64 characters".into()));
+            }
+            return deny(format!("there is no scope {:?}", request.scope));
+        };
+        let holder = Holder { agent: &agent.name, sponsor: &agent.sponsor, task };
+        let narrowed = match narrow(scope, request, holder, id, now) {
+            Ok(narrowed) => narrowed,
+            Err(error @ (NarrowError::Action(_) | NarrowError::Resource(_))) => {
+                return deny(format!("scope {}: {error}", scope.name));
+            }
+            Err(error) => return Err(Error::Invalid(error.to_string())),
+        };
+        match self.config.policy.decide(holder, scope, narrowed.window) {
+            Decision::Deny { by } if by.is_empty() => deny("no rule allows it".into()),
+            Decision::Deny { by } => {
+                let why = format!("forbidden by {}", by.join(", "));
+                Ok((by, NewOutcome::Denied { why }))
+            }
+            Decision::Allow { by } => {
+                let claim = request.deliver.then(|| NewSession::for_lease(id));
+                Ok((by, NewOutcome::Approved { terms: terms(scope, narrowed), claim }))
+            }
+            Decision::NeedSignatures { by, rule } => {
+                let mut except = Vec::new();
+                if !scope.tier.sponsor_may_sign() {
+                    except.push(agent.sponsor.clone());
+                }
+                let eligible =
+                    store::eligible_signers(&self.pool, &rule.groups, rule.assurance, &except).await?;
+                if eligible.len() < usize::from(rule.count) {
+                    return deny(format!(
+                        "it needs {} signatures, and {} people could sign",
+                        rule.count,
+                        eligible.len()
+                    ));
+                }
+                let signers = Signers { eligible, needed: rule.count, assurance: rule.assurance };
+                let sealed = self.seal(agent, request, task, scope, &narrowed, signers, by.clone(), id, now)?;
+                Ok((by, NewOutcome::Pending { terms: terms(scope, narrowed), sealed }))
+            }
+        }
+    }
+
+    /// Builds the statement: the only time in the lease's life.
+    #[expect(clippy::too_many_arguments, reason = "everything that a statement says, from where it is known")]
+    fn seal(
+        &self,
+        agent: &Agent,
+        request: &wire::LeaseRequest,
+        task: &str,
+        scope: &catalogue::Scope,
+        narrowed: &Narrowed,
+        signers: Signers,
+        decided_by: Vec<String>,
+        id: LeaseId,
+        now: OffsetDateTime,
+    ) -> Result<Sealed> {
+        let mut nonce = [0; 32];
+        rand::fill(&mut nonce);
+        let origin = &self.config.settings.origin;
+        let terms = LeaseTerms {
+            broker: Issuer { origin: origin.clone(), instance_key: self.tokens.key_id().to_owned() },
+            lease_id: id,
+            agent: AgentTerms { name: agent.name.clone(), issuer: origin.clone() },
+            sponsor: agent.sponsor.clone(),
+            actor: None,
+            agent_says: AgentWords {
+                task: task.to_owned(),
+                reason: request.reason.clone().unwrap_or_default(),
+                rollback: request.rollback.clone().unwrap_or_default(),
+            },
+            scope: scope.name.clone(),
+            environment: scope.environment,
+            tier: scope.tier,
+            tier_because: scope.tier_because.clone(),
+            account: Account { id: scope.account.clone(), alias: scope.account_alias.clone() },
+            region: scope.region.clone(),
+            assume_role: narrowed.assume_role.clone(),
+            actions: narrowed
+                .actions
+                .iter()
+                .map(|it| ActionTerms { action: it.name.to_owned(), class: it.class })
+                .collect(),
+            resources: narrowed.resources.iter().map(ToString::to_string).collect(),
+            signers,
+            rules: Rules { sha256: self.config.sha256.clone(), decided_by },
+            requested_at: now,
+            sign_by: now + self.limits().sign_within.0,
+            claim_within_seconds: self.limits().claim_within.seconds(),
+            nonce: hex::encode(nonce),
+        };
+        Ok(Sealed::new(terms)?)
+    }
+
+    /// Answers a request that was made before, in the state it has by now.
+    async fn repeat(
+        &self,
+        agent: &Agent,
+        key: Option<&str>,
+        digest: &[u8],
+        deliver: bool,
+    ) -> Result<wire::Lease> {
+        let key = key.ok_or_else(|| Error::Internal("a lease without a key was there before".into()))?;
+        let (id, known) =
+            store::by_idempotency_key(&self.pool, agent, key).await?.ok_or(Error::NotFound)?;
+        if known != digest {
+            return Err(Error::IdempotencyMismatch);
+        }
+        let mut lease = self.lease_of(agent, id).await?;
+        if lease.state == LeaseState::Denied {
+            return Err(Error::Denied { lease_id: Some(id), why: lease.end_reason.unwrap_or_default() });
+        }
+        if deliver && matches!(lease.state, LeaseState::Approved | LeaseState::Issued) {
+            let credentials = self.credentials(agent, id).await?;
+            lease = self.lease_of(agent, id).await?;
+            lease.credentials = Some(credentials);
+        }
+        Ok(lease)
+    }
+
+    /// Hands out credentials under a lease: the live session's again, or a new session's.
+    pub async fn credentials(&self, agent: &Agent, id: LeaseId) -> Result<wire::Credentials> {
+        let now = self.clock.now();
+        if let Some(credentials) = self.redeliver(agent, id, now).await? {
+            return Ok(credentials);
+        }
+        let claimable = store::claimable(&self.pool, id, agent).await?.ok_or(Error::NotFound)?;
+        let signed = 0 < claimable.lease.signatures_needed;
+        check_state(&claimable.lease, signed)?;
+        self.check_rules(&claimable)?;
+        let assume_role = match &claimable.statement {
+            None => claimable.assume_role,
+            Some(_) => self.check_approvals(&claimable, now)?.assume_role.clone(),
+        };
+        let claimed =
+            store::claim(&self.pool, &self.scribe, &claimable.lease, assume_role, agent, now).await?;
+        match claimed {
+            Some(warrant) => self.mint_and_settle(agent, warrant, signed).await,
+            None => Err(self.why_not_claimed(agent, id, signed, now).await?),
+        }
+    }
+
+    async fn redeliver(
+        &self,
+        agent: &Agent,
+        id: LeaseId,
+        now: OffsetDateTime,
+    ) -> Result<Option<wire::Credentials>> {
+        let kept = {
+            let delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+            delivered
+                .get(&id)
+                .filter(|it| it.agent == agent.name && it.sponsor == agent.sponsor)
+                .filter(|it| now < it.minted.expires_at - self.limits().redeliver_until.0)
+                .map(|it| (it.session_id, wire_credentials(it.session_id, &it.region, &it.minted)))
+        };
+        let Some((session_id, credentials)) = kept else { return Ok(None) };
+        let recorded = store::redeliver(&self.pool, &self.scribe, agent, id, session_id, now).await?;
+        Ok(recorded.then_some(credentials))
+    }
+
+    /// Rules can only tighten between request and claim.
+    fn check_rules(&self, claimable: &Claimable) -> Result<()> {
+        let lease = &claimable.lease;
+        let deny = |why: &str| {
+            Err(Error::Denied { lease_id: Some(lease.id), why: format!("the rules have changed: {why}") })
+        };
+        let Some(scope) = self.config.catalogue.scope(&lease.scope) else {
+            return deny("the scope is gone");
+        };
+        let asked = wire::LeaseRequest {
+            scope: lease.scope.clone(),
+            actions: Some(lease.actions.clone()),
+            resources: Some(lease.resources.clone()),
+            ttl_seconds: None,
+            reason: lease.reason.clone(),
+            rollback: lease.rollback.clone(),
+            ..wire::LeaseRequest::default()
+        };
+        let holder = Holder { agent: &lease.agent, sponsor: &lease.sponsor, task: &lease.task };
+        let still = narrow(scope, &asked, holder, lease.id, lease.requested_at);
+        let Ok(still) = still else { return deny("the scope no longer holds this") };
+        if still.assume_role.role_arn != claimable.assume_role.role_arn {
+            return deny("the scope has another role");
+        }
+        match self.config.policy.decide(holder, scope, still.window) {
+            Decision::Deny { .. } => deny("it is denied now"),
+            Decision::NeedSignatures { rule, .. } if lease.signatures_needed < rule.count => {
+                deny("it needs more signatures now")
+            }
+            Decision::NeedSignatures { .. } | Decision::Allow { .. } => Ok(()),
+        }
+    }
+
+    /// Verifies every stored approval anew over the stored bytes, and counts people.
+    fn check_approvals(&self, claimable: &Claimable, now: OffsetDateTime) -> Result<Box<LeaseTerms>> {
+        let lease = &claimable.lease;
+        let bytes = claimable.statement.clone().unwrap_or_default();
+        let sealed = Sealed::from_bytes(bytes)?;
+        let terms = sealed.terms();
+        let demanded = match self.config.catalogue.scope(&lease.scope).and_then(|it| it.signers.as_ref()) {
+            Some(rule) => rule.assurance.max(terms.signers.assurance),
+            None => terms.signers.assurance,
+        };
+        let mut people = BTreeSet::new();
+        for approval in &claimable.approvals {
+            let good = UnverifiedSignature::parse(&approval.signature).and_then(|signature| {
+                verify::check_signature(
+                    &signature,
+                    &approval.key,
+                    Meaning::LeaseApproval,
+                    sealed.bytes(),
+                    demanded,
+                    now,
+                )?;
+                let signer = Signer { handle: &approval.person, active: true, in_group: true };
+                verify::check_signer(terms, &signer, approval.signed_at)
+            });
+            if good.is_ok() {
+                people.insert(approval.person.as_str());
+            }
+        }
+        if terms.lease_id != lease.id || people.len() < usize::from(terms.signers.needed.max(1)) {
+            let why = "its approvals no longer count: a key was revoked, or the rules ask for more";
+            return Err(Error::Denied { lease_id: Some(lease.id), why: why.into() });
+        }
+        Ok(Box::new(terms.clone()))
+    }
+
+    /// Says why a claim lost, from what the database says now.
+    async fn why_not_claimed(
+        &self,
+        agent: &Agent,
+        id: LeaseId,
+        signed: bool,
+        now: OffsetDateTime,
+    ) -> Result<Error> {
+        let obstacle = store::claim_obstacle(&self.pool, id, agent, now).await?;
+        let lease = self.lease_of(agent, id).await?;
+        Ok(match (obstacle, lease.state) {
+            (Obstacle::TaskEnded, _) => Error::TaskEnded,
+            (Obstacle::Frozen, _) => Error::Frozen(Some(id)),
+            (_, LeaseState::Pending) => Error::Pending(id),
+            (_, state) if state.is_terminal() => Error::Ended { id, state },
+            _ if signed && !lease.sessions.is_empty() => Error::AlreadyIssued(id),
+            _ if lease.claim_by.is_some_and(|it| it < now) && lease.sessions.is_empty() => {
+                Error::Ended { id, state: LeaseState::Lapsed }
+            }
+            _ if lease.ends_at.is_some_and(|it| it <= now) => Error::Ended { id, state: LeaseState::Expired },
+            _ => Error::Denied {
+                lease_id: Some(id),
+                why: "a signer was disabled, or a signer's key was revoked".into(),
+            },
+        })
+    }
+
+    /// From a durable claim to a durable outcome. Credentials leave only when their delivery is recorded.
+    async fn mint_and_settle(
+        &self,
+        agent: &Agent,
+        warrant: Warrant,
+        signed: bool,
+    ) -> Result<wire::Credentials> {
+        let (id, session_id, region) =
+            (warrant.lease_id(), warrant.session_id(), warrant.region().to_owned());
+        let minted = self.sts.mint(&warrant).await;
+        let now = self.clock.now();
+        let settled = store::settle(&self.pool, &self.scribe, agent, warrant, minted.as_ref(), now).await?;
+        let minted = minted.map_err(|source| Error::Mint { id, signed, source })?;
+        if !settled {
+            return Err(Error::StoppedMeanwhile(id));
+        }
+        let credentials = wire_credentials(session_id, &region, &minted);
+        let kept = Delivered {
+            agent: agent.name.clone(),
+            sponsor: agent.sponsor.clone(),
+            session_id,
+            region,
+            minted,
+        };
+        let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+        delivered.retain(|_, it| now < it.minted.expires_at);
+        delivered.insert(id, kept);
+        Ok(credentials)
+    }
+
+    /// The agent takes back a lease it has not used.
+    pub async fn withdraw(&self, agent: &Agent, id: LeaseId, reason: Option<&str>) -> Result<wire::Lease> {
+        let now = self.clock.now();
+        if !store::task_is_live(&self.pool, agent, now).await? {
+            return Err(Error::TaskEnded);
+        }
+        let lease = self.lease_of(agent, id).await?;
+        let reason = reason.map(|it| it.chars().take(1000).collect::<String>());
+        if !store::withdraw(&self.pool, &self.scribe, agent, &lease, reason.as_deref(), now).await? {
+            let lease = self.lease_of(agent, id).await?;
+            return Err(match lease.state {
+                state if state.is_terminal() => Error::Ended { id, state },
+                _ => Error::AlreadyIssued(id),
+            });
+        }
+        self.lease_of(agent, id).await
+    }
+
+    // ---------------------------------------------------------------------------------------- the human's path
+
+    /// Judges one signature over a lease's statement, and counts it or records why not.
+    pub async fn sign(&self, id: LeaseId, request: &wire::SignatureRequest) -> Result<wire::Lease> {
+        let now = self.clock.now();
+        let signable = store::signable(&self.pool, id).await?.ok_or(Error::NotFound)?;
+        let judged = self.judge(&signable, request, now).await?;
+        let (holder, fingerprint, touch) = match judged {
+            Ok(good) => good,
+            Err((rejection, person)) => {
+                return Err(self.reject(id, &signable, request, rejection, person.as_deref(), now).await?);
+            }
+        };
+        let reason = request.reason.as_ref().map(|it| it.chars().take(1000).collect::<String>());
+        let signature = NewSignature {
+            lease_id: id,
+            signable: &signable,
+            person: &holder.person,
+            fingerprint: &fingerprint,
+            decision: request.decision,
+            armored: &request.signature,
+            assurance: holder.key.assurance,
+            touch,
+            reason: reason.as_deref(),
+        };
+        if store::sign(&self.pool, &self.scribe, &self.limits(), signature, now).await? {
+            return self.find_one(Viewer::Person { handle: &holder.person, all: false }, id).await;
+        }
+        // Somebody was faster: look again to say who or what.
+        let signable = store::signable(&self.pool, id).await?.ok_or(Error::NotFound)?;
+        let rejection = standing(&signable, &holder.person).unwrap_or(Rejection::TooLate);
+        Err(self.reject(id, &signable, request, rejection, Some(&holder.person), now).await?)
+    }
+
+    /// Every check of a signature, in the order in which a signer wants to hear of it. The inner error comes with
+    /// the person, once the signature proves to be theirs.
+    #[expect(clippy::type_complexity, reason = "used once, read at once")]
+    async fn judge(
+        &self,
+        signable: &store::Signable,
+        request: &wire::SignatureRequest,
+        now: OffsetDateTime,
+    ) -> Result<std::result::Result<(store::KeyHolder, String, Option<verify::Touch>), (Rejection, Option<String>)>>
+    {
+        let sealed = Sealed::from_bytes(signable.statement.clone())?;
+        let terms = sealed.terms();
+        let signature = match UnverifiedSignature::parse(&request.signature) {
+            Ok(signature) => signature,
+            Err(rejection) => return Ok(Err((rejection, None))),
+        };
+        let fingerprint = signature.claimed_fingerprint();
+        let Some(holder) = store::key_holder(&self.pool, &fingerprint).await? else {
+            return Ok(Err((Rejection::UnknownKey, None)));
+        };
+        if request.statement_sha256.as_ref().is_some_and(|it| *it != sealed.sha256()) {
+            return Ok(Err((Rejection::NotThisStatement, None)));
+        }
+        let checked = verify::check_signature(
+            &signature,
+            &holder.key,
+            request.decision.into(),
+            sealed.bytes(),
+            terms.signers.assurance,
+            now,
+        );
+        let touch = match checked {
+            Ok(touch) => touch,
+            Err(rejection) => return Ok(Err((rejection, None))),
+        };
+        let person = holder.person.clone();
+        if let Some(rejection) = standing(signable, &person) {
+            return Ok(Err((rejection, Some(person))));
+        }
+        let rule = self.config.catalogue.scope(&signable.scope).and_then(|it| it.signers.as_ref());
+        let signer = Signer {
+            handle: &person,
+            active: holder.active,
+            in_group: rule.is_some_and(|it| it.groups.iter().any(|group| holder.groups.contains(group))),
+        };
+        if let Err(rejection) = verify::check_signer(terms, &signer, now) {
+            return Ok(Err((rejection, Some(person))));
+        }
+        Ok(Ok((holder, fingerprint, touch)))
+    }
+
+    /// Records a rejection, and is then the error that says so.
+    async fn reject(
+        &self,
+        id: LeaseId,
+        signable: &store::Signable,
+        request: &wire::SignatureRequest,
+        rejection: Rejection,
+        person: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<Error> {
+        let subject = Subject {
+            agent: Some(&signable.agent),
+            sponsor: Some(&signable.sponsor),
+            scope: Some(&signable.scope),
+            lease_id: Some(id),
+            session_id: None,
+        };
+        let fingerprint = UnverifiedSignature::parse(&request.signature).ok().map(|it| it.claimed_fingerprint());
+        let detail = json!({
+            "decision": request.decision,
+            "reason": rejection.code(),
+            "key_fingerprint": fingerprint,
+        });
+        let actor = person.map_or(Actor::Unknown, Actor::Person);
+        let event = self.scribe.body(EventType::SignatureRejected, actor, subject, detail, now);
+        store::tell(&self.pool, event).await?;
+        Ok(Error::Rejected(rejection))
+    }
+
+    /// Opens a reading session for whoever signed our nonce.
+    pub async fn login(&self, request: &wire::LoginRequest) -> Result<wire::LoginSession> {
+        let now = self.clock.now();
+        match self.judge_login(request, now).await? {
+            Ok(person) => {
+                let (token, expires_at) = self.tokens.login_token(&person, now);
+                Ok(wire::LoginSession { person, token: token.expose_secret().to_owned(), expires_at })
+            }
+            Err(rejection) => {
+                let detail = json!({ "reason": rejection.code() });
+                let event =
+                    self.scribe.body(EventType::LoginRejected, Actor::Unknown, Subject::default(), detail, now);
+                store::tell(&self.pool, event).await?;
+                Err(Error::Rejected(rejection))
+            }
+        }
+    }
+
+    async fn judge_login(
+        &self,
+        request: &wire::LoginRequest,
+        now: OffsetDateTime,
+    ) -> Result<std::result::Result<String, Rejection>> {
+        let Ok(nonce) = self.tokens.check_nonce(&request.nonce, now) else {
+            return Ok(Err(Rejection::StaleNonce));
+        };
+        let signature = match UnverifiedSignature::parse(&request.signature) {
+            Ok(signature) => signature,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        let fingerprint = signature.claimed_fingerprint();
+        let Some(holder) = store::key_holder(&self.pool, &fingerprint).await? else {
+            return Ok(Err(Rejection::UnknownKey));
+        };
+        let body = request.nonce.as_bytes();
+        // Reading asks for no assurance of its own: any enrolled key opens it, and it approves nothing.
+        let checked =
+            verify::check_signature(&signature, &holder.key, Meaning::Login, body, Assurance::Software, now);
+        if let Err(rejection) = checked {
+            return Ok(Err(rejection));
+        }
+        if !holder.active {
+            return Ok(Err(Rejection::PersonDisabled));
+        }
+        let actor = Actor::Person(&holder.person);
+        let detail = json!({ "key_fingerprint": fingerprint });
+        let event = self.scribe.body(EventType::LoginAccepted, actor, Subject::default(), detail, now);
+        let spent =
+            store::spend_nonce(&self.pool, nonce, &fingerprint, &holder.person, event, now).await?;
+        Ok(if spent { Ok(holder.person) } else { Err(Rejection::StaleNonce) })
+    }
+
+    // ------------------------------------------------------------------------------------------------- reading
+
+    /// One lease, as `caller` may see it.
+    pub async fn lease(&self, caller: &Caller, id: LeaseId) -> Result<wire::Lease> {
+        let viewer = self.viewer(caller).await?;
+        self.find_one(viewer.as_viewer(), id).await
+    }
+
+    /// One lease, once it is no longer pending, or after `wait`, whichever is first.
+    pub async fn lease_when_changed(
+        &self,
+        caller: &Caller,
+        id: LeaseId,
+        wait: std::time::Duration,
+    ) -> Result<wire::Lease> {
+        // Before the first look: what changes after it is not missed.
+        let mut changes = self.changes.subscribe();
+        let viewer = self.viewer(caller).await?;
+        let first = self.find_one(viewer.as_viewer(), id).await?;
+        if first.state != LeaseState::Pending {
+            return Ok(first);
+        }
+        let changed = async {
+            loop {
+                match changes.recv().await {
+                    Ok(Some(other)) if other != id => continue,
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                }
+                let now = self.find_one(viewer.as_viewer(), id).await?;
+                if now.state != first.state {
+                    return Ok(now);
+                }
+            }
+        };
+        tokio::time::timeout(wait.min(MAX_WAIT), changed).await.unwrap_or(Ok(first.clone()))
+    }
+
+    /// A page of leases, newest first.
+    pub async fn leases(
+        &self,
+        caller: &Caller,
+        state: Option<LeaseState>,
+        agent: Option<&str>,
+        after: Option<LeaseId>,
+        limit: Option<u16>,
+    ) -> Result<wire::LeasePage> {
+        let viewer = self.viewer(caller).await?;
+        let limit = i64::from(limit.unwrap_or(50)).clamp(1, MAX_PAGE);
+        let find = Find { state, agent, after, limit: limit + 1, ..Find::by(viewer.as_viewer()) };
+        let mut leases = store::find(&self.pool, find).await?;
+        let more = limit < i64::try_from(leases.len()).unwrap_or(i64::MAX);
+        if more {
+            leases.pop();
+        }
+        let leases: Vec<_> = leases.into_iter().map(with_next).collect();
+        let next_cursor = leases.last().filter(|_| more).map(|it| it.id);
+        Ok(wire::LeasePage { leases, next_cursor })
+    }
+
+    /// The exact bytes that are signed for a lease.
+    pub async fn statement(&self, caller: &Caller, id: LeaseId) -> Result<Sealed> {
+        self.lease(caller, id).await?;
+        let bytes = store::statement(&self.pool, id).await?.ok_or(Error::NotFound)?;
+        Ok(Sealed::from_bytes(bytes)?)
+    }
+
+    /// The scopes that this agent would not be denied, asked for the shortest window.
+    pub async fn scopes(&self, agent: &Agent) -> Result<wire::ScopeList> {
+        if !store::task_is_live(&self.pool, agent, self.clock.now()).await? {
+            return Err(Error::TaskEnded);
+        }
+        let holder = Holder { agent: &agent.name, sponsor: &agent.sponsor, task: &agent.task };
+        let asked = |scope: &&catalogue::Scope| {
+            let decision = self.config.policy.decide(holder, scope, catalogue::SHORTEST_SESSION);
+            !matches!(decision, Decision::Deny { .. })
+        };
+        let scopes = self.config.catalogue.scopes().filter(asked).map(wire_scope).collect();
+        Ok(wire::ScopeList { scopes })
+    }
+
+    pub async fn whoami(&self, caller: &Caller) -> Result<wire::WhoAmI> {
+        match caller {
+            Caller::Agent(agent) => {
+                if !store::task_is_live(&self.pool, agent, self.clock.now()).await? {
+                    return Err(Error::TaskEnded);
+                }
+                Ok(wire::WhoAmI::Agent {
+                    agent: agent.name.clone(),
+                    sponsor: agent.sponsor.clone(),
+                    task: agent.task.clone(),
+                    token_expires_at: agent.token_expires_at,
+                })
+            }
+            Caller::Person(reader) => {
+                let person = self.person(reader).await?;
+                Ok(wire::WhoAmI::Person {
+                    person: person.handle,
+                    display_name: person.display_name,
+                    groups: person.groups,
+                    token_expires_at: reader.token_expires_at,
+                })
+            }
+        }
+    }
+
+    async fn person(&self, reader: &Reader) -> Result<store::Person> {
+        let person = store::active_person(&self.pool, &reader.handle).await?;
+        person.ok_or(Error::Rejected(Rejection::PersonDisabled))
+    }
+
+    /// What a caller may look at, by what the database says of them now.
+    async fn viewer<'a>(&self, caller: &'a Caller) -> Result<Sight<'a>> {
+        match caller {
+            Caller::Agent(agent) => {
+                if !store::task_is_live(&self.pool, agent, self.clock.now()).await? {
+                    return Err(Error::TaskEnded);
+                }
+                Ok(Sight::Agent(agent))
+            }
+            Caller::Person(reader) => {
+                let person = self.person(reader).await?;
+                let all = person.groups.iter().any(|it| SEE_ALL.contains(&it.as_str()));
+                Ok(Sight::Person { handle: person.handle, all })
+            }
+        }
+    }
+
+    async fn lease_of(&self, agent: &Agent, id: LeaseId) -> Result<wire::Lease> {
+        self.find_one(Viewer::Agent { name: &agent.name, sponsor: &agent.sponsor }, id).await
+    }
+
+    async fn find_one(&self, viewer: Viewer<'_>, id: LeaseId) -> Result<wire::Lease> {
+        let found = store::find(&self.pool, Find { id: Some(id), ..Find::by(viewer) }).await?.pop();
+        found.map(with_next).ok_or(Error::NotFound)
+    }
+
+    fn limits(&self) -> Limits {
+        self.config.settings.limits
+    }
+
+    // ---------------------------------------------------------------------------------------------- background
+
+    /// Ends what time has ended; see [`store::sweep`].
+    pub async fn sweep(&self) -> Result<u64> {
+        Ok(store::sweep(&self.pool, &self.scribe, &self.limits(), self.clock.now()).await?)
+    }
+
+    /// Passes the database's notices on to whoever waits. Ends only with an error.
+    pub async fn watch(&self) -> Result<()> {
+        Ok(store::listen(&self.pool, |id| drop(self.changes.send(id))).await?)
+    }
+}
+
+enum Sight<'a> {
+    Agent(&'a Agent),
+    Person { handle: String, all: bool },
+}
+
+impl Sight<'_> {
+    fn as_viewer(&self) -> Viewer<'_> {
+        match self {
+            Self::Agent(agent) => Viewer::Agent { name: &agent.name, sponsor: &agent.sponsor },
+            Self::Person { handle, all } => Viewer::Person { handle, all: *all },
+        }
+    }
+}
+
+/// Why nobody, or not this person, can decide any more.
+fn standing(signable: &store::Signable, person: &str) -> Option<Rejection> {
+    if signable.decided.iter().any(|it| it == person) {
+        return Some(Rejection::AlreadySigned);
+    }
+    match signable.state {
+        LeaseState::Pending => None,
+        LeaseState::Lapsed => Some(Rejection::TooLate),
+        _ => Some(Rejection::NotPending),
+    }
+}
+
+/// What a lease's state alone says against a claim.
+fn check_state(lease: &wire::Lease, signed: bool) -> Result<()> {
+    match lease.state {
+        LeaseState::Pending => Err(Error::Pending(lease.id)),
+        LeaseState::Issued if signed => Err(Error::AlreadyIssued(lease.id)),
+        LeaseState::Approved | LeaseState::Issued => Ok(()),
+        state => Err(Error::Ended { id: lease.id, state }),
+    }
+}
+
+fn terms(scope: &catalogue::Scope, narrowed: Narrowed) -> Terms {
+    Terms {
+        environment: scope.environment.as_str(),
+        tier: scope.tier.as_str(),
+        account: scope.account.clone(),
+        region: scope.region.clone(),
+        actions: narrowed.actions.iter().map(|it| it.name.to_owned()).collect(),
+        resources: narrowed.resources.iter().map(ToString::to_string).collect(),
+        window: narrowed.window,
+        assume_role: narrowed.assume_role,
+    }
+}
+
+fn wire_scope(scope: &catalogue::Scope) -> wire::Scope {
+    wire::Scope {
+        name: scope.name.clone(),
+        description: scope.description.clone(),
+        environment: scope.environment,
+        tier: scope.tier,
+        tier_because: scope.tier_because.clone(),
+        account: scope.account.clone(),
+        region: scope.region.clone(),
+        actions: scope.actions.iter().map(|it| it.name.to_owned()).collect(),
+        resources: scope.resources.iter().map(ToString::to_string).collect(),
+        max_ttl_seconds: Span(scope.max_ttl).seconds(),
+        signatures_needed: scope.signers.as_ref().map_or(0, |it| it.count),
+        signer_groups: scope.signers.as_ref().map(|it| it.groups.clone()).unwrap_or_default(),
+    }
+}
+
+fn wire_credentials(session_id: Uuid, region: &str, minted: &Minted) -> wire::Credentials {
+    wire::Credentials {
+        session_id,
+        access_key_id: minted.access_key_id.clone(),
+        secret_access_key: minted.secret_access_key.expose_secret().to_owned(),
+        session_token: minted.session_token.expose_secret().to_owned(),
+        expires_at: minted.expires_at,
+        region: region.to_owned(),
+    }
+}
+
+/// Adds the way forward: an agent that is given none looks for another credential.
+fn with_next(mut lease: wire::Lease) -> wire::Lease {
+    let id = lease.id;
+    lease.next = match lease.state {
+        LeaseState::Pending => Some(format!(
+            "Tell one of {} the code {}; they run `broker sign {id}`. Then `broker exec --lease {id} -- CMD`.",
+            lease.eligible_signers.join(", "),
+            lease.short_code.as_deref().unwrap_or_default(),
+        )),
+        LeaseState::Approved => Some(format!("Use it with `broker exec --lease {id} -- CMD`.")),
+        LeaseState::Issued | LeaseState::Denied => None,
+        _ => Some("Ask for a new lease if the task still needs one.".to_owned()),
+    };
+    lease
+}

@@ -1,0 +1,263 @@
+//! The configuration directory: one typed tree, where parsing is validating.
+//!
+//! `broker.toml`, `scopes.toml` and `policies/*.cedar`; see `config/` in the repository. Unknown fields are
+//! errors. Secrets and database URLs are not here: they come from the environment or from files named there.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use time::Duration;
+
+use crate::catalogue::{Catalogue, ScopesFile};
+use crate::policy::Policy;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {}: {error}; make it readable for this user, or pass --config DIR", path.display())]
+    Read { path: PathBuf, error: std::io::Error },
+    #[error("{}: {error}", path.display())]
+    Toml { path: PathBuf, error: Box<toml::de::Error> },
+    #[error("{}: {message}", path.display())]
+    Invalid { path: PathBuf, message: String },
+}
+
+/// Everything that `brokerd` is told by files.
+#[derive(Debug)]
+pub struct Config {
+    pub settings: Settings,
+    pub catalogue: Catalogue,
+    pub policy: Policy,
+    /// SHA-256, in hex, of every file that decides: scopes, rules, and the settings that bear on signing.
+    pub sha256: String,
+}
+
+/// `broker.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where agents and people reach us; also the issuer and audience of our tokens.
+    pub origin: String,
+    pub listen: SocketAddr,
+    /// Says that a proxy in front ends TLS. Without it we listen on loopback only.
+    #[serde(default)]
+    pub behind_tls_proxy: bool,
+    /// Ed25519 private key (PKCS #8, PEM) of this installation; relative to the configuration directory.
+    pub instance_key: PathBuf,
+    pub aws: Aws,
+    #[serde(default)]
+    pub limits: Limits,
+    /// Settings that only `brokerd dev` accepts.
+    #[serde(default)]
+    pub dev: Option<Dev>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aws {
+    /// The Regional STS endpoint that is used.
+    pub region: String,
+    /// How long one call may take; longer counts as used.
+    #[serde(default = "Aws::default_timeout")]
+    pub call_timeout: Span,
+}
+
+impl Aws {
+    fn default_timeout() -> Span {
+        Span(Duration::seconds(5))
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dev {
+    /// Lets keys that a program can use by itself sign for anything.
+    pub software_keys: bool,
+}
+
+/// Limits, each enforced in the database, so that they hold across replicas.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    pub lease_requests_per_minute: u32,
+    pub pending_leases_per_agent: u32,
+    pub live_leases_per_agent: u32,
+    pub live_leases_per_sponsor: u32,
+    /// How long a pending lease waits for signatures.
+    pub sign_within: Span,
+    /// How long an approved lease waits to be claimed.
+    pub claim_within: Span,
+    /// A claim that nobody settled for so long was left by a crash; longer than an AWS call may take.
+    pub settle_within: Span,
+    /// A session is handed out again until this long before its end.
+    pub redeliver_until: Span,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            lease_requests_per_minute: 10,
+            pending_leases_per_agent: 5,
+            live_leases_per_agent: 20,
+            live_leases_per_sponsor: 50,
+            sign_within: Span(Duration::minutes(30)),
+            claim_within: Span(Duration::minutes(15)),
+            settle_within: Span(Duration::seconds(30)),
+            redeliver_until: Span(Duration::minutes(5)),
+        }
+    }
+}
+
+/// A span of whole seconds, written `15m` or `8h`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Span(pub Duration);
+
+impl Span {
+    /// Whole seconds.
+    pub fn seconds(self) -> u32 {
+        u32::try_from(self.0.whole_seconds()).expect("a span is between a second and a year")
+    }
+
+    pub fn std(self) -> std::time::Duration {
+        self.0.unsigned_abs()
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let bad = || format!("{text:?} is not a span of time: write whole seconds or more, like `90s`, `15m` or `8h`");
+        let span = humantime::parse_duration(&text).map_err(|_| bad())?;
+        if span.subsec_nanos() != 0 || span.as_secs() == 0 || 366 * 24 * 3600 < span.as_secs() {
+            return Err(bad());
+        }
+        Ok(Self(Duration::seconds(span.as_secs().try_into().map_err(|_| bad())?)))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.std()).fmt(f)
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Config {
+    /// Reads and validates the directory. No side effect.
+    pub fn load(dir: &Path) -> Result<Self, ConfigError> {
+        let mut digest = Sha256::new();
+
+        let path = dir.join("broker.toml");
+        let text = read(&path)?;
+        let mut settings: Settings = parse(&path, &text)?;
+        settings.instance_key = dir.join(&settings.instance_key);
+        settings.validate().map_err(|message| ConfigError::Invalid { path, message })?;
+        let software_keys = settings.dev.is_some_and(|it| it.software_keys);
+        digest.update([u8::from(software_keys)]);
+
+        let path = dir.join("scopes.toml");
+        let text = read(&path)?;
+        feed(&mut digest, "scopes.toml", &text);
+        let scopes: ScopesFile = parse(&path, &text)?;
+        let catalogue = Catalogue::build(scopes, &text, software_keys)
+            .map_err(|message| ConfigError::Invalid { path, message })?;
+
+        let dir = dir.join("policies");
+        let mut files = Vec::new();
+        let entries = std::fs::read_dir(&dir).map_err(|error| ConfigError::Read { path: dir.clone(), error })?;
+        for entry in entries {
+            let path = entry.map_err(|error| ConfigError::Read { path: dir.clone(), error })?.path();
+            if path.extension().is_some_and(|it| it == "cedar") {
+                files.push(path);
+            }
+        }
+        files.sort();
+        let mut rules = Vec::new();
+        for path in files {
+            let text = read(&path)?;
+            feed(&mut digest, &path.file_name().unwrap_or_default().to_string_lossy(), &text);
+            rules.push((path, text));
+        }
+        let policy = Policy::parse(&rules)?;
+
+        Ok(Self { settings, catalogue, policy, sha256: hex::encode(digest.finalize()) })
+    }
+}
+
+impl Settings {
+    fn validate(&self) -> Result<(), String> {
+        let (scheme, host) = self.origin.split_once("://").unwrap_or_default();
+        let host_name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        let local = matches!(host_name, "localhost" | "127.0.0.1" | "[::1]");
+        if host.is_empty() || host.contains('/') || !(scheme == "https" || scheme == "http" && local) {
+            return Err(format!(
+                "origin = {:?}: write `https://HOST`, without a path (plain http is for localhost only)",
+                self.origin
+            ));
+        }
+        if !self.listen.ip().is_loopback() && !self.behind_tls_proxy {
+            return Err(format!(
+                "listen = \"{}\" is plain HTTP beyond loopback: listen on 127.0.0.1, or put a TLS proxy in front and write `behind_tls_proxy = true`",
+                self.listen
+            ));
+        }
+        if self.limits.settle_within.0 < self.aws.call_timeout.0 * 3 {
+            return Err("limits.settle_within must be at least three times aws.call_timeout, or a slow mint is taken for a crashed one".into());
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError::Toml { path: path.to_owned(), error: Box::new(error) })
+}
+
+/// Length-prefixed, so that no two sets of files feed the same bytes.
+fn feed(digest: &mut Sha256, name: &str, text: &str) {
+    for part in [name, text] {
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(text: &str) -> Result<Settings, String> {
+        let settings: Settings = toml::from_str(text).map_err(|error| error.to_string())?;
+        settings.validate().map(|()| settings)
+    }
+
+    const GOOD: &str = "origin = \"https://broker.example\"\nlisten = \"127.0.0.1:8750\"\ninstance_key = \"k.pem\"\n[aws]\nregion = \"eu-west-1\"\n";
+
+    #[test]
+    fn plain_http_beyond_loopback_needs_the_operators_word() {
+        assert!(settings(GOOD).is_ok());
+        let wide = GOOD.replace("127.0.0.1", "0.0.0.0");
+        assert!(settings(&wide).unwrap_err().contains("behind_tls_proxy"));
+        assert!(settings(&format!("behind_tls_proxy = true\n{wide}")).is_ok());
+        assert!(settings(&GOOD.replace("https", "http")).unwrap_err().contains("origin"));
+    }
+
+    #[test]
+    fn an_unknown_field_and_a_span_without_a_unit_say_where_and_what() {
+        let unknown = settings(&format!("{GOOD}sts = 1\n")).unwrap_err();
+        assert!(unknown.contains("line 6") && unknown.contains("unknown field"), "{unknown}");
+        let span = settings(&format!("{GOOD}[limits]\nsign_within = \"30\"\n")).unwrap_err();
+        assert!(span.contains("write whole seconds or more"), "{span}");
+    }
+}

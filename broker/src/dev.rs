@@ -1,0 +1,346 @@
+//! `brokerd dev`: the whole product on one machine, without an account and without other configuration.
+//!
+//! Composes what `brokerd serve` runs with a private PostgreSQL, an AWS emulator that enforces IAM, demo people,
+//! an agent and scopes. Everything is kept in one directory, and everything it started stops with it.
+
+pub mod emulator;
+pub mod leash;
+pub mod place;
+pub mod postgres;
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use aws_sdk_sts::config::{Credentials, SharedCredentialsProvider};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use sqlx::{Connection, PgConnection};
+use ssh_key::rand_core::OsRng;
+use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey, PublicKey};
+use time::{Duration, OffsetDateTime};
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+use self::emulator::Emulator;
+use self::postgres::Postgres;
+use crate::audit::{Actor, EventType, Scribe, Subject};
+use crate::aws::StsOptions;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::identity::{TaskGrant, Tokens};
+use crate::lease::Assurance;
+use crate::{server, store};
+
+const SCOPES: &str = include_str!("../../config/scopes.toml");
+const RULES: &str = include_str!("../../config/policies/agents.cedar");
+/// What `config/scopes.toml` says where the emulator's own external id belongs.
+const EXTERNAL_ID: &str = "external_id = \"demo\"";
+const DATABASE: &str = "broker";
+const AGENT: &str = "demo-agent";
+const TASK: &str = "demo";
+const TOKEN_TTL: Duration = Duration::hours(8);
+
+/// Handle, name and groups of the demo people. Alice stands behind the agent, and is a signer who must not sign for it.
+const PEOPLE: [(&str, &str, &[&str]); 4] = [
+    ("alice", "Alice Adams", &["production-signers"]),
+    ("bob", "Bob Brown", &["production-signers", "backup-signers"]),
+    ("carol", "Carol Clark", &["production-signers", "backup-signers", "ops"]),
+    ("dave", "Dave Drew", &[]),
+];
+
+#[derive(Debug)]
+pub struct Options {
+    pub dir: PathBuf,
+    pub listen: SocketAddr,
+    /// Where the emulator is installed, once.
+    pub cache_dir: PathBuf,
+    /// `PATH`.
+    pub search_path: OsString,
+}
+
+/// The database and the cloud, running, with their keys.
+pub struct Stack {
+    pub postgres: Postgres,
+    pub emulator: Emulator,
+    pub logins: Logins,
+    pub dir: PathBuf,
+}
+
+/// Passwords of the database's three logins.
+#[derive(Debug)]
+pub struct Logins {
+    pub app: SecretString,
+    pub migrate: SecretString,
+    pub ops: SecretString,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LoginsFile {
+    app: String,
+    migrate: String,
+    ops: String,
+}
+
+impl Stack {
+    /// Starts PostgreSQL and the emulator side by side, and makes the roles. `durable` is off in tests only.
+    pub async fn start(options: &Options, durable: bool, short_sessions: bool) -> anyhow::Result<Self> {
+        let dir = place::make_dir(&options.dir)?;
+        let postgres_options = postgres::Options { search_path: options.search_path.clone(), durable };
+        let emulator_options = emulator::Options {
+            search_path: options.search_path.clone(),
+            seed: true,
+            short_sessions,
+            control_policies: None,
+        };
+        let (postgres, emulator) = tokio::join!(
+            Postgres::start(&dir, &postgres_options),
+            Emulator::start(&dir, &options.cache_dir, &emulator_options),
+        );
+        let (postgres, emulator) = (postgres?, emulator?);
+        let logins = logins(&dir)?;
+        let mut superuser = PgConnection::connect(postgres.superuser_url("postgres").expose_secret()).await?;
+        sqlx::raw_sql(store::ROLES).execute(&mut superuser).await?;
+        for (role, password) in
+            [("broker_app", &logins.app), ("broker_migrate", &logins.migrate), ("broker_ops", &logins.ops)]
+        {
+            // Our own letters and digits: nothing to quote. DDL takes no parameters.
+            let sql = format!("alter role {role} password '{}'", password.expose_secret());
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut superuser).await?;
+        }
+        superuser.close().await?;
+        Ok(Self { postgres, emulator, logins, dir })
+    }
+
+    /// Makes a database with the schema in it, unless it is there.
+    pub async fn make_database(&self, name: &str) -> anyhow::Result<()> {
+        let mut superuser = PgConnection::connect(self.postgres.superuser_url("postgres").expose_secret()).await?;
+        let there: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+            .bind(name)
+            .fetch_one(&mut superuser)
+            .await?;
+        if !there {
+            let sql = format!("create database {name} owner broker_owner");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut superuser).await?;
+        }
+        superuser.close().await?;
+        store::migrate(self.admin_url(name).expose_secret()).await?;
+        Ok(())
+    }
+
+    pub fn app_url(&self, database: &str) -> SecretString {
+        self.postgres.url("broker_app", &self.logins.app, database)
+    }
+
+    pub fn admin_url(&self, database: &str) -> SecretString {
+        self.postgres.url("broker_migrate", &self.logins.migrate, database)
+    }
+
+    pub fn ops_url(&self, database: &str) -> SecretString {
+        self.postgres.url("broker_ops", &self.logins.ops, database)
+    }
+
+    /// How the broker reaches the emulator's STS, as its own principal.
+    pub fn sts(&self) -> anyhow::Result<StsOptions> {
+        let key = self.emulator.broker_keys().context("the emulator was not seeded")?;
+        let secret = key.secret_access_key.expose_secret();
+        let credentials = Credentials::new(&key.access_key_id, secret, None, None, "dev");
+        Ok(StsOptions {
+            endpoint: Some(self.emulator.endpoint()),
+            credentials: Some(SharedCredentialsProvider::new(credentials)),
+        })
+    }
+
+    /// Stops what was started, the database last.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let emulator = self.emulator.stop().await;
+        self.postgres.stop().await?;
+        emulator?;
+        Ok(())
+    }
+
+    /// Ends when one of the two has ended by itself.
+    async fn broken(&mut self) -> String {
+        tokio::select! {
+            status = self.postgres.exited() => format!("PostgreSQL ended ({status:?}); see postgres.log"),
+            status = self.emulator.exited() => format!("the AWS emulator ended ({status:?}); see emulator.log"),
+        }
+    }
+}
+
+/// Runs the stack until `shutdown`.
+pub async fn run(
+    options: Options,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(options.listen).await.with_context(|| {
+        format!("cannot listen on {}; pass --listen 127.0.0.1:0 for a free port", options.listen)
+    })?;
+    let mut stack = Stack::start(&options, true, false).await?;
+    let served = serve(&mut stack, listener, shutdown).await;
+    let stopped = stack.stop().await;
+    served.and(stopped)
+}
+
+async fn serve(
+    stack: &mut Stack,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    stack.make_database(DATABASE).await?;
+    let origin = format!("http://localhost:{}", listener.local_addr()?.port());
+    let clock = Clock::default();
+    let config_dir = stack.dir.join("config");
+    write_config(&config_dir, &origin, listener.local_addr()?, stack.emulator.external_id())?;
+    let config = Config::load(&config_dir)?;
+    let keys = write_keys(&stack.dir.join("keys"))?;
+    let app_url = stack.app_url(DATABASE);
+    let broker = server::compose(config, app_url.expose_secret(), stack.sts()?, clock.clone()).await?;
+
+    let mut owner = store::admin(stack.admin_url(DATABASE).expose_secret()).await?;
+    let now = clock.now();
+    enrol_people(&mut owner, &keys, now).await?;
+    let token = start_task(&mut owner, &broker.tokens, &origin, now).await?;
+    owner.close().await?;
+
+    let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(server::serve(broker, listener, async move {
+        tokio::select! {
+            () = shutdown => {}
+            _ = stopping => {}
+        }
+    }));
+    write_env(stack, &origin, &token)?;
+    tracing::info!(url = origin, env = %stack.dir.join("dev.env").display(), "ready");
+    tokio::select! {
+        served = serving => served?,
+        why = stack.broken() => {
+            drop(stop);
+            anyhow::bail!(why)
+        }
+    }
+}
+
+fn logins(dir: &Path) -> anyhow::Result<Logins> {
+    let path = dir.join("database.logins.json");
+    let file = match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).with_context(|| format!("{} is damaged; delete it", path.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let file = LoginsFile { app: password(), migrate: password(), ops: password() };
+            place::write(&path, &serde_json::to_vec(&file)?, 0o600)?;
+            file
+        }
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    Ok(Logins { app: file.app.into(), migrate: file.migrate.into(), ops: file.ops.into() })
+}
+
+fn password() -> String {
+    let mut bytes = [0; 16];
+    rand::fill(&mut bytes);
+    hex::encode(bytes)
+}
+
+/// Writes the configuration: what depends on this start anew, what a person may have edited only once.
+fn write_config(dir: &Path, origin: &str, listen: SocketAddr, external_id: &str) -> anyhow::Result<()> {
+    place::make_dir(&dir.join("policies"))?;
+    let settings = format!(
+        "# Written at each start of `brokerd dev`.\norigin = \"{origin}\"\nlisten = \"{listen}\"\ninstance_key = \"instance.pem\"\n\n\
+         [aws]\nregion = \"{}\"\n\n[limits]\nlease_requests_per_minute = 600\npending_leases_per_agent = 200\n\
+         live_leases_per_agent = 2000\nlive_leases_per_sponsor = 5000\n\n\
+         # Only `brokerd dev` accepts this table: the demo people's keys are files that any program can use.\n[dev]\nsoftware_keys = true\n",
+        emulator::REGION
+    );
+    place::write(&dir.join("broker.toml"), settings.as_bytes(), 0o600)?;
+    let scopes = SCOPES.replace(EXTERNAL_ID, &format!("external_id = \"{external_id}\""));
+    let once = [("scopes.toml", scopes.as_str()), ("policies/agents.cedar", RULES)];
+    for (name, text) in once {
+        if !dir.join(name).exists() {
+            place::write(&dir.join(name), text.as_bytes(), 0o600)?;
+        }
+    }
+    if !dir.join("instance.pem").exists() {
+        place::write(&dir.join("instance.pem"), Tokens::generate_key().expose_secret().as_bytes(), 0o600)?;
+    }
+    Ok(())
+}
+
+/// The demo people's keys: made once.
+fn write_keys(dir: &Path) -> anyhow::Result<Vec<PublicKey>> {
+    place::make_dir(dir)?;
+    let mut keys = Vec::new();
+    for (handle, ..) in PEOPLE {
+        let path = dir.join(handle);
+        let key = if path.exists() {
+            PrivateKey::read_openssh_file(&path)?
+        } else {
+            let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519)?;
+            key.set_comment(handle);
+            place::write(&path, key.to_openssh(LineEnding::LF)?.as_bytes(), 0o600)?;
+            place::write(&dir.join(format!("{handle}.pub")), key.public_key().to_openssh()?.as_bytes(), 0o644)?;
+            key
+        };
+        keys.push(key.public_key().clone());
+    }
+    Ok(keys)
+}
+
+async fn enrol_people(owner: &mut PgConnection, keys: &[PublicKey], now: OffsetDateTime) -> anyhow::Result<()> {
+    for ((handle, display_name, groups), key) in PEOPLE.into_iter().zip(keys) {
+        let groups: Vec<_> = groups.iter().map(ToString::to_string).collect();
+        let person = store::NewPerson {
+            handle,
+            display_name,
+            email: &format!("{handle}@example.com"),
+            groups: &groups,
+            fingerprint: &key.fingerprint(HashAlg::Sha256).to_string(),
+            public_key: &key.to_openssh()?,
+            assurance: Assurance::Software,
+            evidence: "demo key, a file on this machine",
+        };
+        store::enrol(owner, person, now).await?;
+    }
+    Ok(())
+}
+
+/// Starts the demo agent's task, and makes its token.
+async fn start_task(
+    owner: &mut PgConnection,
+    tokens: &Tokens,
+    origin: &str,
+    now: OffsetDateTime,
+) -> anyhow::Result<SecretString> {
+    let sponsor = PEOPLE[0].0;
+    let grant =
+        TaskGrant { id: Uuid::now_v7(), agent: AGENT, sponsor, task: TASK, expires_at: now + TOKEN_TTL };
+    let scribe = Scribe { source: origin.to_owned() };
+    let subject = Subject { agent: Some(AGENT), sponsor: Some(sponsor), ..Subject::default() };
+    let detail = serde_json::json!({ "task_id": grant.id, "task": TASK });
+    let event = scribe.body(EventType::TaskStarted, Actor::Broker, subject, detail, now);
+    store::start_task(owner, grant, event, now).await?;
+    Ok(tokens.task_token(grant, now))
+}
+
+/// Writes `dev.env`, by rename, as the last thing: whoever sees it finds everything ready.
+fn write_env(stack: &Stack, origin: &str, token: &SecretString) -> anyhow::Result<()> {
+    let keys = stack.dir.join("keys");
+    let rows = [
+        ("BROKER_URL", origin.to_owned()),
+        ("BROKER_TOKEN", token.expose_secret().to_owned()),
+        ("BROKER_KEYS", keys.display().to_string()),
+        ("BROKER_OPS_DATABASE_URL", stack.ops_url(DATABASE).expose_secret().to_owned()),
+        ("BROKER_ADMIN_DATABASE_URL", stack.admin_url(DATABASE).expose_secret().to_owned()),
+        ("AWS_ENDPOINT_URL", stack.emulator.endpoint()),
+        ("AWS_REGION", emulator::REGION.to_owned()),
+        ("AWS_DEFAULT_REGION", emulator::REGION.to_owned()),
+    ];
+    let mut text = String::from("# Written by `brokerd dev`. Use it with:  set -a; . THIS_FILE; set +a\n");
+    for (name, value) in rows {
+        let _ = writeln!(text, "{name}='{value}'");
+    }
+    place::write(&stack.dir.join("dev.env"), text.as_bytes(), 0o600)?;
+    Ok(())
+}

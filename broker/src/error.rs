@@ -1,0 +1,209 @@
+//! Every way a request can fail, and the problem document each becomes.
+
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::aws::MintError;
+use crate::identity::TokenError;
+use crate::lease::{LeaseId, LeaseState};
+use crate::problem::{Extension, Kind, Problem};
+use crate::statement::StatementError;
+use crate::verify::Rejection;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the request carries no token that is good here")]
+    Token(#[from] TokenError),
+    #[error("the task of this token has ended, or its sponsor is disabled")]
+    TaskEnded,
+    #[error("this is for {0}")]
+    OtherCaller(&'static str),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("the body is larger than 64 KiB")]
+    TooLarge,
+    #[error("there is nothing here for this caller")]
+    NotFound,
+    #[error("this path does not take that method")]
+    MethodNotAllowed,
+    #[error("{why}")]
+    Denied { lease_id: Option<LeaseId>, why: String },
+    #[error("{0}")]
+    Rejected(Rejection),
+    #[error("another request was made with this Idempotency-Key")]
+    IdempotencyMismatch,
+    #[error("lease {0} waits for signatures")]
+    Pending(LeaseId),
+    #[error("lease {id} is {state}")]
+    Ended { id: LeaseId, state: LeaseState },
+    #[error("a standing freeze covers this agent, sponsor, scope or environment")]
+    Frozen(Option<LeaseId>),
+    #[error("lease {0} was issued, once, and its credentials are not here any more")]
+    AlreadyIssued(LeaseId),
+    #[error("lease {0} was stopped while AWS was asked; what AWS minted was thrown away")]
+    StoppedMeanwhile(LeaseId),
+    #[error("no credentials were issued under lease {id}")]
+    Mint { id: LeaseId, signed: bool, source: MintError },
+    #[error("too many {0}")]
+    TooMany(&'static str),
+    #[error("the database did not answer")]
+    Database(#[from] sqlx::Error),
+    #[error("the stored statement cannot be read")]
+    Statement(#[from] StatementError),
+    #[error("something is wrong here")]
+    Internal(String),
+}
+
+impl Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Token(_) | Self::TaskEnded | Self::OtherCaller(_) => Kind::Unauthenticated,
+            Self::Invalid(_) => Kind::InvalidRequest,
+            Self::TooLarge => Kind::TooLarge,
+            Self::NotFound => Kind::NotFound,
+            Self::MethodNotAllowed => Kind::MethodNotAllowed,
+            Self::Denied { .. } => Kind::Denied,
+            Self::Rejected(_) => Kind::SignatureRejected,
+            Self::IdempotencyMismatch => Kind::IdempotencyMismatch,
+            Self::Pending(_) => Kind::Pending,
+            Self::Ended { state: LeaseState::Refused, .. } => Kind::Refused,
+            Self::Ended { state: LeaseState::Denied, .. } => Kind::Denied,
+            Self::Ended { .. } | Self::StoppedMeanwhile(_) => Kind::Ended,
+            Self::Frozen(_) => Kind::Frozen,
+            Self::AlreadyIssued(_) => Kind::AlreadyIssued,
+            Self::Mint { source: MintError::Refused { .. } | MintError::Wrong { .. }, .. } => Kind::CloudRefused,
+            Self::Mint { .. } => Kind::CloudUnavailable,
+            Self::TooMany(_) => Kind::TooManyRequests,
+            Self::Database(error) if is_away(error) => Kind::DatabaseUnavailable,
+            Self::Database(_) | Self::Statement(_) | Self::Internal(_) => Kind::Internal,
+        }
+    }
+
+    fn lease_id(&self) -> Option<LeaseId> {
+        match self {
+            Self::Denied { lease_id, .. } | Self::Frozen(lease_id) => *lease_id,
+            Self::Pending(id) | Self::AlreadyIssued(id) | Self::StoppedMeanwhile(id) => Some(*id),
+            Self::Ended { id, .. } | Self::Mint { id, .. } => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// What to do next: a caller that is given no way forward looks for another credential.
+    fn next(&self) -> String {
+        match self {
+            Self::Token(_) => "Pass a token in `Authorization: Bearer …`: an agent its task token, a person the one that `broker login` gets.".into(),
+            Self::TaskEnded => "Ask the sponsor to start a task and hand over its token.".into(),
+            Self::OtherCaller(who) => format!("Call with the token of {who}."),
+            Self::Invalid(_) => "Correct the request; `/openapi.json` says what it takes.".into(),
+            Self::TooLarge => "Send less.".into(),
+            Self::NotFound => "Check the id, and that the lease is this caller's: `broker leases` lists them.".into(),
+            Self::MethodNotAllowed => "See `/openapi.json`.".into(),
+            Self::Denied { .. } => "`broker scopes` shows what may be asked for; if the task needs more, ask its sponsor. No other credential on this machine is meant for it.".into(),
+            Self::Rejected(rejection) => rejection.next().into(),
+            Self::IdempotencyMismatch => "Use a new Idempotency-Key for a new request.".into(),
+            Self::Pending(id) => format!("Have an eligible person run `broker sign {id}`; then ask again, or wait with `--wait`."),
+            Self::Ended { .. } | Self::AlreadyIssued(_) => "Ask for a new lease.".into(),
+            Self::Frozen(_) => "Stop, and ask the sponsor or operations; nothing is issued until a person thaws it.".into(),
+            Self::StoppedMeanwhile(_) => "Ask the sponsor why it was stopped.".into(),
+            Self::Mint { signed: true, .. } => "A signed lease mints once: ask for a new lease, and have it signed.".into(),
+            Self::Mint { source: MintError::Refused { .. }, .. } => "Operations: compare the role's trust policy with the scope.".into(),
+            Self::Mint { .. } => "Try again in a minute.".into(),
+            Self::TooMany(_) => "Wait a minute, or withdraw leases that are not needed: `broker leases`.".into(),
+            Self::Database(error) if is_away(error) => "Try again in a minute; nothing was issued.".into(),
+            Self::Database(_) | Self::Statement(_) | Self::Internal(_) => "Tell operations; the server's log says more.".into(),
+        }
+    }
+}
+
+/// Whether the database could not be asked, as opposed to having said something unexpected.
+fn is_away(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => true,
+        // Class 08: connection; 57P: shutting down or starting up; 53: out of connections, memory or disk.
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|it| it.starts_with("08") || it.starts_with("57P") || it.starts_with("53"))
+        }
+        _ => false,
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let kind = self.kind();
+        let status = StatusCode::from_u16(kind.status()).expect("our statuses are statuses");
+        if status.is_server_error() {
+            // Logged here, at the edge, and nowhere else. The caller sees only our own words.
+            tracing::error!(problem = kind.uri(), lease_id = ?self.lease_id(), error = ?self, "request failed");
+        } else {
+            tracing::info!(problem = kind.uri(), lease_id = ?self.lease_id(), error = ?self, "request refused");
+        }
+        let reason = match &self {
+            Self::Rejected(rejection) => Some(rejection.code().to_owned()),
+            Self::Ended { state, .. } => Some(state.to_string()),
+            _ => None,
+        };
+        let extension = Extension { next: Some(self.next()), reason, lease_id: self.lease_id() };
+        let problem = problem(kind, self.to_string(), extension);
+        let mut response = (status, serde_json::to_string(&problem).expect("a problem serializes")).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        match kind {
+            Kind::Unauthenticated => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Kind::TooManyRequests => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
+            }
+            Kind::CloudUnavailable | Kind::DatabaseUnavailable => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+fn problem(kind: Kind, detail: String, extension: Extension) -> Problem {
+    problem_details::ProblemDetails::new()
+        .with_type(axum::http::Uri::from_static(kind.uri()))
+        .with_status(StatusCode::from_u16(kind.status()).expect("our statuses are statuses"))
+        .with_title(kind.title())
+        .with_detail(detail)
+        .with_extensions(extension)
+}
+
+impl From<JsonRejection> for Error {
+    fn from(rejection: JsonRejection) -> Self {
+        match rejection {
+            JsonRejection::BytesRejection(rejection) => rejection.into(),
+            other => Self::Invalid(other.body_text()),
+        }
+    }
+}
+
+impl From<BytesRejection> for Error {
+    fn from(rejection: BytesRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            Self::TooLarge
+        } else {
+            Self::Invalid(rejection.body_text())
+        }
+    }
+}
+
+impl From<PathRejection> for Error {
+    fn from(_: PathRejection) -> Self {
+        // An id that is no id names nothing.
+        Self::NotFound
+    }
+}
+
+impl From<QueryRejection> for Error {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::Invalid(rejection.body_text())
+    }
+}

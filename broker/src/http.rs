@@ -1,0 +1,282 @@
+//! Routes, and the few lines of translation each handler needs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use utoipa::{IntoParams, OpenApi, ToSchema};
+
+use crate::broker::Broker;
+use crate::error::{Error, Result};
+use crate::identity::{self, Caller};
+use crate::lease::{LeaseId, LeaseState};
+use crate::{store, wire};
+
+/// Larger requests are refused unread.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+type Server = State<Arc<Broker>>;
+
+pub fn router(broker: Arc<Broker>) -> Router {
+    let v1 = Router::new()
+        .route("/leases", post(request).get(leases))
+        .route("/leases/{id}", get(lease))
+        .route("/leases/{id}/credentials", post(credentials))
+        .route("/leases/{id}/withdraw", post(withdraw))
+        .route("/leases/{id}/statement", get(statement))
+        .route("/leases/{id}/signatures", post(sign))
+        .route("/login/nonce", post(login_nonce))
+        .route("/login", post(login))
+        .route("/scopes", get(scopes))
+        .route("/whoami", get(whoami));
+    Router::new()
+        .nest("/v1", v1)
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/openapi.json", get(openapi))
+        .fallback(async || Error::NotFound)
+        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn(guard_answers))
+        .with_state(broker)
+}
+
+/// No answer of ours may be kept by a cache, or read as something else than it is.
+async fn guard_answers(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "broker", description = "Scoped, short-lived cloud credentials for AI agents. Errors are RFC 9457 problem documents."),
+    paths(request, leases, lease, credentials, withdraw, statement, sign, login_nonce, login, scopes, whoami, healthz, readyz),
+    components(schemas(WithdrawBody)),
+)]
+struct ApiDoc;
+
+/// The OpenAPI document of these routes.
+pub fn api_document() -> utoipa::openapi::OpenApi {
+    ApiDoc::openapi()
+}
+
+async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(api_document())
+}
+
+/// Asks for a lease.
+#[utoipa::path(post, path = "/v1/leases", request_body = wire::LeaseRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body give the same lease")),
+    responses((status = 201, body = wire::Lease, description = "Approved, or issued"), (status = 202, body = wire::Lease, description = "Waits for signatures")))]
+async fn request(
+    State(broker): Server,
+    Agent(agent): Agent,
+    headers: HeaderMap,
+    Body(body): Body<wire::LeaseRequest>,
+) -> Result<(StatusCode, Json<wire::Lease>)> {
+    let key = idempotency_key(&headers)?;
+    let lease = detached(async move { broker.request(&agent, key.as_deref(), &body).await }).await?;
+    let status = if lease.state == LeaseState::Pending { StatusCode::ACCEPTED } else { StatusCode::CREATED };
+    Ok((status, Json(lease)))
+}
+
+/// Lists the leases that the caller may see, newest first.
+#[utoipa::path(get, path = "/v1/leases", params(ListQuery), responses((status = 200, body = wire::LeasePage)))]
+async fn leases(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<wire::LeasePage>> {
+    let page = broker.leases(&caller, query.state, query.agent.as_deref(), query.after, query.limit).await?;
+    Ok(Json(page))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    state: Option<LeaseState>,
+    agent: Option<String>,
+    /// The cursor of the page before.
+    after: Option<LeaseId>,
+    /// At most 200; 50 when left out.
+    limit: Option<u16>,
+}
+
+/// Shows a lease; with `wait_seconds`, a pending one only when it is pending no longer, or then.
+#[utoipa::path(get, path = "/v1/leases/{id}", params(("id" = String, Path), WaitQuery), responses((status = 200, body = wire::Lease)))]
+async fn lease(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<LeaseId>,
+    Query(query): Query<WaitQuery>,
+) -> Result<Json<wire::Lease>> {
+    let lease = match query.wait_seconds {
+        None | Some(0) => broker.lease(&caller, id).await?,
+        Some(seconds) => broker.lease_when_changed(&caller, id, Duration::from_secs(seconds.into())).await?,
+    };
+    Ok(Json(lease))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+struct WaitQuery {
+    /// At most 30.
+    wait_seconds: Option<u16>,
+}
+
+/// Hands out the lease's credentials to its agent.
+#[utoipa::path(post, path = "/v1/leases/{id}/credentials", params(("id" = String, Path)), responses((status = 200, body = wire::Credentials)))]
+async fn credentials(
+    State(broker): Server,
+    Agent(agent): Agent,
+    Path(id): Path<LeaseId>,
+) -> Result<Json<wire::Credentials>> {
+    let credentials = detached(async move { broker.credentials(&agent, id).await }).await?;
+    Ok(Json(credentials))
+}
+
+/// Takes back a lease that was not used.
+#[utoipa::path(post, path = "/v1/leases/{id}/withdraw", params(("id" = String, Path)), request_body = WithdrawBody, responses((status = 200, body = wire::Lease)))]
+async fn withdraw(
+    State(broker): Server,
+    Agent(agent): Agent,
+    Path(id): Path<LeaseId>,
+    Body(body): Body<WithdrawBody>,
+) -> Result<Json<wire::Lease>> {
+    Ok(Json(broker.withdraw(&agent, id, body.reason.as_deref()).await?))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct WithdrawBody {
+    reason: Option<String>,
+}
+
+/// The exact bytes that are signed for a lease.
+#[utoipa::path(get, path = "/v1/leases/{id}/statement", params(("id" = String, Path)), responses((status = 200, body = wire::StatementBytes)))]
+async fn statement(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<LeaseId>,
+) -> Result<Json<wire::StatementBytes>> {
+    let sealed = broker.statement(&caller, id).await?;
+    Ok(Json(wire::StatementBytes {
+        id,
+        statement: STANDARD.encode(sealed.bytes()),
+        sha256: sealed.sha256(),
+        short_code: sealed.short_code(),
+    }))
+}
+
+/// Approves or refuses a lease. Needs no token: the signature says who.
+#[utoipa::path(post, path = "/v1/leases/{id}/signatures", params(("id" = String, Path)), request_body = wire::SignatureRequest, responses((status = 200, body = wire::Lease, description = "Counted; the lease as the signer sees it")))]
+async fn sign(
+    State(broker): Server,
+    Path(id): Path<LeaseId>,
+    Body(body): Body<wire::SignatureRequest>,
+) -> Result<Json<wire::Lease>> {
+    Ok(Json(broker.sign(id, &body).await?))
+}
+
+/// A nonce to sign for a login.
+#[utoipa::path(post, path = "/v1/login/nonce", responses((status = 200, body = wire::LoginNonce)))]
+async fn login_nonce(State(broker): Server) -> Json<wire::LoginNonce> {
+    let (nonce, expires_at) = broker.tokens.login_nonce(broker.clock.now());
+    Json(wire::LoginNonce { nonce, expires_at })
+}
+
+/// Opens a person's reading session. It approves nothing.
+#[utoipa::path(post, path = "/v1/login", request_body = wire::LoginRequest, responses((status = 200, body = wire::LoginSession)))]
+async fn login(State(broker): Server, Body(body): Body<wire::LoginRequest>) -> Result<Json<wire::LoginSession>> {
+    Ok(Json(broker.login(&body).await?))
+}
+
+/// The scopes that the agent may ask for.
+#[utoipa::path(get, path = "/v1/scopes", responses((status = 200, body = wire::ScopeList)))]
+async fn scopes(State(broker): Server, Agent(agent): Agent) -> Result<Json<wire::ScopeList>> {
+    Ok(Json(broker.scopes(&agent).await?))
+}
+
+/// Who the caller is.
+#[utoipa::path(get, path = "/v1/whoami", responses((status = 200, body = wire::WhoAmI)))]
+async fn whoami(State(broker): Server, Authenticated(caller): Authenticated) -> Result<Json<wire::WhoAmI>> {
+    Ok(Json(broker.whoami(&caller).await?))
+}
+
+/// The process runs.
+#[utoipa::path(get, path = "/healthz", responses((status = 200)))]
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// The database answers, with the schema that this program was built for.
+#[utoipa::path(get, path = "/readyz", responses((status = 200), (status = 503)))]
+async fn readyz(State(broker): Server) -> Response {
+    match store::ready(&broker.pool).await {
+        Ok(true) => "ready\n".into_response(),
+        Ok(false) => (StatusCode::SERVICE_UNAVAILABLE, "the schema is of another version; run `brokerd migrate`\n").into_response(),
+        Err(error) => Error::from(error).into_response(),
+    }
+}
+
+/// Runs a use case to its end even when the client hangs up: a claim must end in `settle`.
+async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.map_err(|error| Error::Internal(error.to_string()))?
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = value.to_str().ok().filter(|it| (1..=255).contains(&it.len()));
+    key.map(|it| Some(it.to_owned())).ok_or_else(|| Error::Invalid("an Idempotency-Key has 1 to 255 printable ASCII characters".into()))
+}
+
+/// `axum`'s extractors, but what they reject becomes a problem document like any other error.
+#[derive(FromRequest)]
+#[from_request(via(axum::Json), rejection(Error))]
+struct Body<T>(T);
+
+#[derive(FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(Error))]
+struct Path<T>(T);
+
+#[derive(FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(Error))]
+struct Query<T>(T);
+
+/// Whoever sent the request. Having one means that its token is ours and fresh.
+struct Authenticated(Caller);
+
+impl FromRequestParts<Arc<Broker>> for Authenticated {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, broker: &Arc<Broker>) -> Result<Self> {
+        let value = parts.headers.get(header::AUTHORIZATION).and_then(|it| it.to_str().ok());
+        Ok(Self(broker.tokens.authenticate(value, broker.clock.now())?))
+    }
+}
+
+/// The agent that sent the request.
+struct Agent(identity::Agent);
+
+impl FromRequestParts<Arc<Broker>> for Agent {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, broker: &Arc<Broker>) -> Result<Self> {
+        match Authenticated::from_request_parts(parts, broker).await?.0 {
+            Caller::Agent(agent) => Ok(Self(agent)),
+            Caller::Person(_) => Err(Error::OtherCaller("an agent")),
+        }
+    }
+}

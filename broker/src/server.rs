@@ -1,0 +1,87 @@
+//! Puts the parts together and runs them: the same for `brokerd serve` and `brokerd dev`.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+
+use crate::aws::{Sts, StsOptions};
+use crate::broker::Broker;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::identity::Tokens;
+use crate::{http, store};
+
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const PARTITIONS_EVERY: Duration = Duration::from_secs(6 * 3600);
+/// After a failure in the background, before the next try.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Composes a broker. Nothing is connected yet.
+pub async fn compose(
+    config: Config,
+    database_url: &str,
+    sts: StsOptions,
+    clock: Clock,
+) -> anyhow::Result<Arc<Broker>> {
+    let pool = store::pool(database_url).context("BROKER_DATABASE_URL is not a PostgreSQL URL")?;
+    let settings = &config.settings;
+    let tokens = Tokens::load(&settings.instance_key, &settings.origin)?;
+    let sts =
+        Sts::new(settings.aws.region.clone(), settings.aws.call_timeout.std(), sts, clock.clone()).await;
+    Ok(Arc::new(Broker::new(config, pool, sts, tokens, clock)))
+}
+
+/// Serves until `shutdown`, then lets requests under way end.
+pub async fn serve(
+    broker: Arc<Broker>,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let background = [
+        tokio::spawn(sweep_for_ever(broker.clone())),
+        tokio::spawn(watch_for_ever(broker.clone())),
+        tokio::spawn(make_partitions_for_ever(broker.clone())),
+    ];
+    let served = axum::serve(listener, http::router(broker.clone())).with_graceful_shutdown(shutdown).await;
+    for task in background {
+        task.abort();
+    }
+    broker.pool.close().await;
+    served.context("serving failed")
+}
+
+async fn sweep_for_ever(broker: Arc<Broker>) {
+    loop {
+        match broker.sweep().await {
+            Ok(0) => {}
+            Ok(changed) => tracing::info!(changed, "swept"),
+            Err(error) => tracing::warn!(?error, "sweep failed"),
+        }
+        tokio::time::sleep(SWEEP_EVERY).await;
+    }
+}
+
+async fn watch_for_ever(broker: Arc<Broker>) {
+    loop {
+        if let Err(error) = broker.watch().await {
+            tracing::warn!(?error, "listening for changes failed");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn make_partitions_for_ever(broker: Arc<Broker>) {
+    loop {
+        let pause = match store::make_partitions(&broker.pool, broker.clock.now()).await {
+            Ok(()) => PARTITIONS_EVERY,
+            Err(error) => {
+                tracing::warn!(?error, "making event partitions failed");
+                PAUSE
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}

@@ -1,0 +1,418 @@
+//! For signers: what waits, the exact statement, the key's touch. A login reads; only a signature approves.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use broker::lease::{ActionClass, Assurance, Decision, LeaseId, LeaseState, Tier};
+use broker::problem::Kind;
+use broker::statement::{Meaning, Sealed};
+use broker::verify::{EnrolledKey, UnverifiedSignature, check_signature, message_file_name};
+use broker::wire::{
+    Lease, LoginNonce, LoginRequest, LoginSession, SignatureRequest, StatementBytes,
+};
+use clap::Args;
+use secrecy::SecretString;
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::client::Client;
+use crate::output::{self, Failure, Result};
+use crate::{Context, agent, now};
+
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+const PENDING_AT_MOST: usize = 200;
+/// The verifier takes no larger one.
+const MAX_SIGNATURE_BYTES: u64 = 8 * 1024;
+
+/// Shows the exact statement of a lease, and signs it with your key
+///
+/// Nothing is asked but the key's own touch and PIN. A destructive lease also wants its short code typed,
+/// on a terminal. Signing is done by `ssh-keygen`; a .pub file as the key means the one that ssh-agent holds.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  broker sign ID --key ~/.ssh/id_ed25519_sk
+  broker sign ID --key ~/.ssh/id_ed25519_sk --refuse --reason 'not during the sale'
+
+With a key on another machine:
+  broker sign ID --print > request
+  ssh-keygen -Y sign -n lease-approval@broker -f KEY request
+  broker sign ID --signature request.sig")]
+pub(crate) struct SignArgs {
+    /// The lease
+    id: LeaseId,
+    /// Your key [default: `key` in the configuration]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Refuse instead of approve
+    #[arg(long, requires = "reason")]
+    refuse: bool,
+    /// Why not; the agent reads it
+    #[arg(long, requires = "refuse")]
+    reason: Option<String>,
+    /// Sign nothing: print the bytes to sign, and how
+    #[arg(long, conflicts_with = "signature")]
+    print: bool,
+    /// Send a signature that was made elsewhere
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
+}
+
+/// Lists the leases that wait for a signature
+#[derive(Args)]
+pub(crate) struct PendingArgs {
+    /// Go on until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Opens a person's session for reading; it approves nothing
+#[derive(Args)]
+#[command(after_help = "Example:\n  broker login --key ~/.ssh/id_ed25519_sk")]
+pub(crate) struct LoginArgs {
+    /// Your key [default: `key` in the configuration]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The same as -o json
+    #[arg(long)]
+    pub(crate) as_json: bool,
+}
+
+pub(crate) fn login(context: &Context, args: &LoginArgs) -> Result<()> {
+    let session = open_session(context, &key(context, args.key.as_deref())?)?;
+    let until = output::utc(session.expires_at);
+    context.print(
+        || format!("logged in as {} until {until}\n", broker::render::name(&session.person)),
+        || output::pretty(&json!({ "person": session.person, "expires_at": until })),
+    )
+}
+
+pub(crate) fn sign(context: &Context, args: &SignArgs) -> Result<()> {
+    let decision = if args.refuse { Decision::Refuse } else { Decision::Approve };
+    let meaning = Meaning::from(decision);
+    let sealed = statement(context, args)?;
+    show(&sealed, decision, context.settings.color);
+    if args.print {
+        output::note(&how_to_sign_elsewhere(args, meaning));
+        return output::bytes(&meaning.message(sealed.bytes()));
+    }
+    if decision == Decision::Approve && sealed.terms().tier == Tier::Destructive {
+        type_the_code(&sealed.short_code())?;
+    }
+    let signature = match &args.signature {
+        Some(file) => read_signature(file)?,
+        None => ssh_sign(&key(context, args.key.as_deref())?, meaning, sealed.bytes(), args.id)?,
+    };
+    let request = SignatureRequest {
+        decision,
+        signature,
+        statement_sha256: Some(sealed.sha256()),
+        reason: args.reason.clone(),
+    };
+    // The signature itself says who sends it.
+    let client = Client::new(&context.settings.url, None)?;
+    let lease: Lease = client.post(&format!("/v1/leases/{}/signatures", args.id), &request)?;
+    output::note(&format!(
+        "{} sent: {} of {} signatures, the lease is {}",
+        if args.refuse { "refusal" } else { "approval" },
+        lease.signatures.len(),
+        lease.signatures_needed,
+        lease.state,
+    ));
+    agent::print_lease(context, &lease)
+}
+
+pub(crate) fn pending(context: &Context, args: &PendingArgs) -> Result<()> {
+    let client = context.as_reader()?;
+    let mut told = BTreeSet::new();
+    loop {
+        let page = match agent::list(&client, Some(LeaseState::Pending), None, PENDING_AT_MOST) {
+            Err(failure) if args.watch && failure.may_pass() => {
+                output::note(failure.words().trim_end());
+                std::thread::sleep(WATCH_EVERY);
+                continue;
+            }
+            page => page?,
+        };
+        if !args.watch {
+            return context.print(|| pending_text(&page.leases), || output::pretty(&page));
+        }
+        // Only what is new, so that a pipe or a person sees each lease once.
+        let ids: BTreeSet<_> = page.leases.iter().map(|it| it.id).collect();
+        let new: Vec<_> = page.leases.into_iter().filter(|it| !told.contains(&it.id)).collect();
+        if !new.is_empty() {
+            let lines =
+                || new.iter().map(|it| serde_json::to_string(it).expect("a lease is JSON") + "\n");
+            context.print(|| pending_text(&new), || lines().collect())?;
+        }
+        told = ids;
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+fn pending_text(leases: &[Lease]) -> String {
+    let now = now();
+    let rows: Vec<_> = leases.iter().map(|it| output::pending_row(it, now)).collect();
+    output::table(output::PENDING_COLUMNS, &rows)
+}
+
+/// The key that the command names, or else the configuration.
+fn key(context: &Context, named: Option<&Path>) -> Result<PathBuf> {
+    let next = "Name it: `--key FILE`, or `key` in the configuration file. A .pub file means ssh-agent's key.";
+    let Some(key) = named.or(context.settings.key.as_deref()) else {
+        return Err(Failure::invalid("there is no key to sign with", next));
+    };
+    match File::open(key) {
+        Ok(_) => Ok(key.to_owned()),
+        Err(error) => Err(Failure::invalid(
+            format!("the key {} cannot be read: {error}", key.display()),
+            next,
+        )),
+    }
+}
+
+/// Logs in with `key`, and keeps the session.
+fn open_session(context: &Context, key: &Path) -> Result<LoginSession> {
+    let client = Client::new(&context.settings.url, None)?;
+    let LoginNonce { nonce, .. } = client.post("/v1/login/nonce", &json!({}))?;
+    let signature = ssh_sign_named(key, Meaning::Login, nonce.as_bytes(), "login.dsse")?;
+    let session: LoginSession = client.post("/v1/login", &LoginRequest { nonce, signature })?;
+    context.settings.keep_login(&session, now())?;
+    Ok(session)
+}
+
+/// Fetches the lease's statement and believes nothing about it but its own bytes.
+fn statement(context: &Context, args: &SignArgs) -> Result<Sealed> {
+    let key = || key(context, args.key.as_deref());
+    let fetch = |token: SecretString| -> Result<StatementBytes> {
+        let client = Client::new(&context.settings.url, Some(&token))?;
+        client.get(&format!("/v1/leases/{}/statement", args.id), &[])
+    };
+    let answer = match (context.settings.login(now()), key()) {
+        (Some(session), key) => match (fetch(session.token.into()), key) {
+            // Somebody else's session, or one that ended early.
+            (Err(failure), Ok(key))
+                if matches!(failure.kind, Some(Kind::Unauthenticated | Kind::NotFound)) =>
+            {
+                fetch(open_session(context, &key)?.token.into())?
+            }
+            (answer, _) => answer?,
+        },
+        (None, Ok(key)) => fetch(open_session(context, &key)?.token.into())?,
+        (None, Err(no_key)) => match context.settings.token()? {
+            Some(token) => fetch(token)?,
+            None => return Err(no_key),
+        },
+    };
+    check_statement(args.id, &answer)
+}
+
+fn check_statement(id: LeaseId, answer: &StatementBytes) -> Result<Sealed> {
+    let wrong = |what: &str| {
+        Failure::unexpected(
+            format!("the statement is not what it has to be, and is not signed: {what}"),
+            "Do not sign this lease by other means; tell the broker's operators.",
+        )
+    };
+    let bytes = STANDARD.decode(&answer.statement).map_err(|_| wrong("it is not base64"))?;
+    let sealed = Sealed::from_bytes(bytes).map_err(|error| wrong(&error.to_string()))?;
+    if sealed.sha256() != answer.sha256 || sealed.short_code() != answer.short_code {
+        return Err(wrong("its SHA-256 or its short code is another"));
+    }
+    if sealed.terms().lease_id != id || answer.id != id {
+        return Err(wrong("it is about another lease"));
+    }
+    Ok(sealed)
+}
+
+fn show(sealed: &Sealed, decision: Decision, color: bool) {
+    let paint = |code: &str, text: &str| {
+        if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    };
+    let heading = match decision {
+        Decision::Approve => "You are about to APPROVE",
+        Decision::Refuse => "You are about to REFUSE",
+    };
+    output::note(&paint("1", heading));
+    for line in broker::render::statement(sealed).lines() {
+        output::note(&if is_destructive(line) { paint("31", line) } else { line.to_owned() });
+    }
+}
+
+/// Whether a rendered line tells of destruction. The agent's words, in their box, never do.
+fn is_destructive(line: &str) -> bool {
+    !line.starts_with("  |")
+        && (line.contains(ActionClass::Destructive.plain()) || line.contains("DESTRUCTIVE"))
+}
+
+fn how_to_sign_elsewhere(args: &SignArgs, meaning: Meaning) -> String {
+    let file = message_file_name(args.id);
+    let refuse = if args.refuse { " --refuse --reason REASON" } else { "" };
+    format!(
+        "\nTo sign these bytes with stock OpenSSH, from a file (never from standard input, where a PIN prompt eats them):\n  \
+         broker sign {id}{refuse} --print > {file}\n  \
+         ssh-keygen -Y sign -n {namespace} -f KEY {file}\n  \
+         broker sign {id}{refuse} --signature {file}.sig",
+        id = args.id,
+        namespace = meaning.namespace(),
+    )
+}
+
+/// Has a person at a terminal type the short code. Standard input is not asked: a program can write there.
+fn type_the_code(code: &str) -> Result<()> {
+    let mut tty = OpenOptions::new().read(true).write(true).open("/dev/tty").map_err(|_| {
+        Failure::invalid(
+            "a destructive lease is approved on a terminal only, and there is none",
+            "Run the command yourself, in a terminal.",
+        )
+    })?;
+    let mut typed = String::new();
+    let asked = write!(tty, "This is destructive. Type the code above to sign: ")
+        .and_then(|()| BufReader::new(tty.take(100)).read_line(&mut typed));
+    match asked {
+        Ok(_) if is_code(&typed, code) => Ok(()),
+        _ => Err(Failure::invalid(
+            "that is not the code; nothing was signed",
+            "Read the statement again. If it is what you want, repeat the command.",
+        )),
+    }
+}
+
+fn is_code(typed: &str, code: &str) -> bool {
+    let bare = |text: &str| text.trim().replace('-', "").to_ascii_uppercase();
+    !code.is_empty() && bare(typed) == bare(code)
+}
+
+fn read_signature(file: &Path) -> Result<String> {
+    let next = "Make it with `ssh-keygen -Y sign`, as `--print` shows.";
+    let unread =
+        |error| Failure::invalid(format!("{} cannot be read: {error}", file.display()), next);
+    let mut text = String::new();
+    let opened = File::open(file).map_err(unread)?;
+    opened.take(MAX_SIGNATURE_BYTES + 1).read_to_string(&mut text).map_err(unread)?;
+    UnverifiedSignature::parse(&text)
+        .map_err(|error| Failure::invalid(format!("{}: {error}", file.display()), next))?;
+    Ok(text)
+}
+
+fn ssh_sign(key: &Path, meaning: Meaning, body: &[u8], id: LeaseId) -> Result<String> {
+    ssh_sign_named(key, meaning, body, &message_file_name(id))
+}
+
+/// Signs by `ssh-keygen`, whose prompts for touch and PIN are the user's own. Returns the armored signature.
+fn ssh_sign_named(key: &Path, meaning: Meaning, body: &[u8], name: &str) -> Result<String> {
+    let broken = |error: std::io::Error| {
+        Failure::unexpected(
+            format!("the message cannot be handed to ssh-keygen: {error}"),
+            "Check that TMPDIR is a folder with room in it.",
+        )
+    };
+    let private = Permissions::from_mode(0o700);
+    let dir = tempfile::Builder::new()
+        .prefix("broker-")
+        .permissions(private)
+        .tempdir()
+        .map_err(broken)?;
+    let file = dir.path().join(name);
+    // In a file and not on standard input: without a terminal, a PIN prompt reads there and the empty message is signed.
+    fs::write(&file, meaning.message(body)).map_err(broken)?;
+    let mut command = Command::new("ssh-keygen");
+    command
+        .args(["-Y", "sign", "-n", meaning.namespace(), "-f"])
+        .arg(key)
+        .arg(&file)
+        .stdout(Stdio::null());
+    let status = run_to_its_end(&mut command).map_err(|error| {
+        let what = if error.kind() == ErrorKind::NotFound {
+            "ssh-keygen is not installed".to_owned()
+        } else {
+            format!("ssh-keygen cannot be run: {error}")
+        };
+        Failure::invalid(what, "Install OpenSSH's client programs (8.2 or later).")
+    })?;
+    if !status.success() {
+        return Err(Failure::invalid(
+            format!("ssh-keygen did not sign ({status}); nothing was sent"),
+            "Its own words are above. Check the key file and that the security key is plugged in, then repeat.",
+        ));
+    }
+    let signature = read_signature(&file.with_file_name(format!("{name}.sig")))?;
+    check_own(key, meaning, body, &signature)?;
+    Ok(signature)
+}
+
+/// Waits for `command` whatever signal comes, so that what it works on can be removed. Ctrl-C ends it by itself, as
+/// it belongs to the same terminal; for a signal to us alone we end it.
+fn run_to_its_end(command: &mut Command) -> std::io::Result<ExitStatus> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
+    let hooks = [(SIGINT, &interrupted), (SIGHUP, &stop), (SIGTERM, &stop)]
+        .map(|(signal, flag)| signal_hook::flag::register(signal, Arc::clone(flag)));
+    let result = command.spawn().and_then(|mut child| {
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if stop.swap(false, Ordering::Relaxed) {
+                child.kill()?;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    for hook in hooks.into_iter().flatten() {
+        signal_hook::low_level::unregister(hook);
+    }
+    result
+}
+
+/// Finds out here, and not from the broker, that a key signs otherwise than it has to. Needs the public key's file.
+fn check_own(key: &Path, meaning: Meaning, body: &[u8], signature: &str) -> Result<()> {
+    let mut public = key.as_os_str().to_owned();
+    if key.extension().is_none_or(|it| it != "pub") {
+        public.push(".pub");
+    }
+    let Ok(public_key) = fs::read_to_string(public) else { return Ok(()) };
+    let key = EnrolledKey {
+        public_key: public_key.trim().to_owned(),
+        assurance: Assurance::Software,
+        revoked_at: None,
+    };
+    let checked = UnverifiedSignature::parse(signature)
+        .and_then(|it| check_signature(&it, &key, meaning, body, Assurance::Software, now()));
+    checked.map(|_| ()).map_err(|rejection| {
+        Failure::invalid(format!("the signature would not count: {rejection}"), rejection.next())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_may_be_typed_in_any_case_and_without_its_dash() {
+        for typed in ["WERC-8GMR\n", "werc8gmr", " Werc-8gmR "] {
+            assert!(is_code(typed, "WERC-8GMR"), "{typed}");
+        }
+        for typed in ["", "\n", "y", "WERC-8GM", "WERC-8GMRX"] {
+            assert!(!is_code(typed, "WERC-8GMR"), "{typed}");
+        }
+        assert!(!is_code("", ""));
+    }
+
+    #[test]
+    fn destruction_is_marked_but_never_in_the_agents_words() {
+        assert!(is_destructive("  may do       rds:DeleteDBInstance         DESTROYS"));
+        assert!(is_destructive("  tier         DESTRUCTIVE: because"));
+        assert!(!is_destructive("  |   DESTROYS nothing"));
+        assert!(!is_destructive("  may do       s3:PutObject                 writes"));
+    }
+}

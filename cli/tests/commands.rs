@@ -1,0 +1,657 @@
+//! The built `broker`, against a small fake of the server on this machine.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use broker::lease::{ActionClass, Assurance, Environment, LeaseId, Tier};
+use broker::statement::{
+    Account, ActionTerms, AgentTerms, AgentWords, AssumeRole, Issuer, LeaseTerms, Meaning, Rules,
+    Sealed, Signers, sha256_hex,
+};
+use broker::verify::{EnrolledKey, UnverifiedSignature, check_signature};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use time::macros::datetime;
+
+const ID: &str = "01920000-0000-7000-8000-000000000001";
+const UNSET: &str = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN; false\n";
+const SECRET: &str = "s3cr3t/+key";
+
+#[derive(Clone, Debug)]
+struct Request {
+    /// `POST /v1/leases`, with its query.
+    line: String,
+    headers: BTreeMap<String, String>,
+    body: Value,
+}
+
+enum Answer {
+    Json(u16, Value),
+    /// Closes the connection without a word.
+    HangUp,
+    Redirect(String),
+}
+
+type Seen = Arc<Mutex<Vec<Request>>>;
+
+/// A server that answers each request as `answer` says, given how many came before it.
+fn serve(answer: impl Fn(usize, &Request) -> Answer + Send + 'static) -> (String, Seen) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let Some(request) = read(&stream) else { continue };
+            let before = log.lock().unwrap().len();
+            log.lock().unwrap().push(request.clone());
+            let (status, location, body) = match answer(before, &request) {
+                Answer::Json(status, body) => (status, String::new(), body.to_string()),
+                Answer::Redirect(to) => (307, format!("location: {to}\r\n"), String::new()),
+                Answer::HangUp => continue,
+            };
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{location}content-length: {}\r\n\
+                 connection: close\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+    (url, seen)
+}
+
+fn read(stream: &TcpStream) -> Option<Request> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).ok().filter(|it| *it != 0)?;
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header).ok()?;
+        let Some((name, value)) = header.trim().split_once(':') else { break };
+        headers.insert(name.to_lowercase(), value.trim().to_owned());
+    }
+    let length = headers.get("content-length").and_then(|it| it.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let line = line.trim().trim_end_matches(" HTTP/1.1").to_owned();
+    Some(Request { line, headers, body: serde_json::from_slice(&body).unwrap_or_default() })
+}
+
+/// `broker` with nothing of the caller's environment, and a home of its own.
+fn broker(url: &str, home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_broker"));
+    command
+        .args(args)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("HOME", home)
+        .env("BROKER_URL", url)
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(url: &str, args: &[&str]) -> Output {
+    let home = TempDir::new().unwrap();
+    broker(url, home.path(), args).env("BROKER_TOKEN", "agent-token").output().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[track_caller]
+fn assert_exit(output: &Output, code: i32) {
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "stdout: {}\nstderr: {}",
+        out(output),
+        err(output)
+    );
+}
+
+fn lease(state: &str) -> Value {
+    json!({
+        "id": ID, "state": state, "agent": "demo-agent", "sponsor": "alice", "task": "OPS-7", "reason": null,
+        "rollback": null, "scope": "prod-rw", "environment": "production", "tier": "production-write",
+        "account": "000000000000", "region": "eu-west-1", "role_arn": "arn:aws:iam::000000000000:role/broker",
+        "actions": ["s3:PutObject"], "resources": ["arn:aws:s3:::prod/x"],
+        "requested_at": "2026-01-01T12:00:00Z", "sign_by": "2026-01-01T12:30:00Z", "approved_at": null,
+        "claim_by": null, "issued_at": null, "ends_at": null, "ended_at": null, "end_reason": null,
+        "decided_by": ["agents-may-ask"], "signatures_needed": 1, "eligible_signers": ["bob", "carol"],
+        "signatures": [], "short_code": "WERC-8GMR", "sessions": [], "next": null,
+    })
+}
+
+fn credentials() -> Value {
+    json!({
+        "session_id": ID, "access_key_id": "ASIAEXAMPLE", "secret_access_key": SECRET, "session_token": "tok==",
+        "expires_at": "2026-01-01T12:15:00Z", "region": "eu-west-1",
+    })
+}
+
+fn issued() -> Value {
+    let mut lease = lease("issued");
+    lease["credentials"] = credentials();
+    lease
+}
+
+fn problem(kind: &str, status: u16) -> Answer {
+    let kind = format!("/problems/{kind}");
+    Answer::Json(
+        status,
+        json!({ "type": kind, "title": "T", "status": status, "detail": "d", "next": "n" }),
+    )
+}
+
+#[test]
+fn a_pending_lease_exits_3_says_who_may_sign_and_unsets_old_credentials() {
+    let (url, seen) = serve(|_, _| Answer::Json(202, lease("pending")));
+    let env = run(&url, &["lease", "--scope", "prod-rw", "-o", "env"]);
+    assert_exit(&env, 3);
+    assert_eq!(out(&env), UNSET);
+    for part in
+        ["bob, carol", "WERC-8GMR", &format!("broker sign {ID}"), &format!("broker withdraw {ID}")]
+    {
+        assert!(err(&env).contains(part), "{part} is missing from {}", err(&env));
+    }
+    let text = run(&url, &["lease", "--scope", "prod-rw"]);
+    assert_exit(&text, 3);
+    assert_eq!(serde_json::from_str::<Value>(&out(&text)).unwrap()["id"], ID);
+
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen[0].line, "POST /v1/leases");
+    assert_eq!(seen[0].headers["authorization"], "Bearer agent-token");
+    assert_eq!((&seen[0].body["deliver"], &seen[1].body["deliver"]), (&json!(true), &json!(false)));
+    assert_ne!(seen[0].headers["idempotency-key"], seen[1].headers["idempotency-key"]);
+}
+
+#[test]
+fn every_failure_with_env_output_prints_the_unset_line_and_its_exit_code() {
+    let unreachable = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    };
+    let (denied, _) = serve(|_, _| problem("denied", 403));
+    let (frozen, _) = serve(|_, _| problem("frozen", 403));
+    let (busy, _) = serve(|_, _| problem("too-many-requests", 429));
+    let (stranger, _) = serve(|_, _| problem("unauthenticated", 401));
+    let (refused, _) = serve(|_, _| Answer::Json(201, lease("refused")));
+    let (other, _) = serve(|_, _| Answer::Json(200, json!("hello")));
+    for (url, args, code) in [
+        (unreachable.as_str(), &["lease", "--scope", "s", "-o", "env"][..], 7),
+        (&denied, &["lease", "--scope", "s", "-o", "env"], 4),
+        (&frozen, &["credentials", "--lease", ID, "-o", "env"], 6),
+        (&busy, &["lease", "--scope", "s", "-oenv"], 9),
+        (&stranger, &["lease", "--scope", "s", "--output=env"], 8),
+        (&refused, &["lease", "--scope", "s", "-o", "env"], 5),
+        (&other, &["lease", "--scope", "s", "-o", "env"], 1),
+        (&other, &["lease", "-o", "env"], 2),
+        (&other, &["lease", "-o", "env", "--scope", "s", "--ttl", "soon"], 2),
+        (&other, &["whoami", "-o", "env"], 2),
+        ("http://example.com", &["lease", "-o", "env", "--scope", "s"], 2),
+    ] {
+        let output = run(url, args);
+        assert_exit(&output, code);
+        assert_eq!(out(&output), UNSET, "{args:?}");
+        assert!(!err(&output).is_empty());
+    }
+    let home = TempDir::new().unwrap();
+    std::fs::create_dir_all(home.path().join(".config/broker")).unwrap();
+    std::fs::write(home.path().join(".config/broker/config.toml"), "urll = 1").unwrap();
+    let output =
+        broker(&other, home.path(), &["lease", "--scope", "s", "-o", "env"]).output().unwrap();
+    assert_exit(&output, 2);
+    assert_eq!(out(&output), UNSET);
+}
+
+#[test]
+fn a_problem_document_is_told_on_stderr_and_given_whole_as_json() {
+    let (url, _) = serve(|_, _| problem("denied", 403));
+    let output = run(&url, &["lease", "--scope", "s", "-o", "json"]);
+    assert_exit(&output, 4);
+    assert_eq!(err(&output), "error: T: d\nnext: n\n");
+    assert_eq!(serde_json::from_str::<Value>(&out(&output)).unwrap()["type"], "/problems/denied");
+    let text = run(&url, &["lease", "--scope", "s", "-o", "text"]);
+    assert_eq!(out(&text), "");
+}
+
+#[test]
+fn credentials_are_printed_only_in_the_formats_that_are_for_them() {
+    let (url, _) = serve(|_, _| Answer::Json(201, issued()));
+    for format in ["text", "json"] {
+        let output = run(&url, &["lease", "--scope", "s", "-o", format]);
+        assert_exit(&output, 0);
+        assert!(!out(&output).contains(SECRET) && !err(&output).contains(SECRET), "{format}");
+        assert!(!out(&output).contains("tok=="), "{format}");
+    }
+    let env = run(&url, &["lease", "--scope", "s", "-o", "env"]);
+    assert!(out(&env).contains("export AWS_SECRET_ACCESS_KEY='s3cr3t/+key'\n"), "{}", out(&env));
+    let process = run(&url, &["lease", "--scope", "s", "-o", "credential-process"]);
+    assert_eq!(serde_json::from_str::<Value>(&out(&process)).unwrap()["SecretAccessKey"], SECRET);
+
+    let (url, seen) = serve(|_, _| Answer::Json(200, credentials()));
+    let process = run(&url, &["credentials", "--lease", ID]);
+    assert_exit(&process, 0);
+    assert_eq!(serde_json::from_str::<Value>(&out(&process)).unwrap()["Version"], 1);
+    assert_eq!(seen.lock().unwrap()[0].line, format!("POST /v1/leases/{ID}/credentials"));
+    for format in ["text", "json"] {
+        assert_exit(&run(&url, &["credentials", "--lease", ID, "-o", format]), 2);
+    }
+    assert_eq!(
+        seen.lock().unwrap().len(),
+        1,
+        "nothing may be claimed for a format that cannot show it"
+    );
+}
+
+#[test]
+fn a_lost_connection_is_retried_with_the_same_idempotency_key_and_twice_at_most() {
+    let (url, seen) =
+        serve(
+            |before, _| {
+                if before < 2 { Answer::HangUp } else { Answer::Json(201, lease("approved")) }
+            },
+        );
+    assert_exit(&run(&url, &["lease", "--scope", "s"]), 0);
+    let keys: Vec<_> =
+        seen.lock().unwrap().iter().map(|it| it.headers["idempotency-key"].clone()).collect();
+    assert_eq!(keys, [keys[0].as_str(); 3]);
+
+    let (url, seen) = serve(|_, _| Answer::HangUp);
+    assert_exit(&run(&url, &["lease", "--scope", "s"]), 7);
+    assert_eq!(seen.lock().unwrap().len(), 3);
+}
+
+#[test]
+fn waiting_outlives_a_broker_that_is_away_and_then_delivers() {
+    let (url, seen) = serve(|before, request| match before {
+        0 => Answer::Json(202, lease("pending")),
+        1 => Answer::HangUp,
+        2 => problem("database-unavailable", 503),
+        _ if request.line.starts_with("GET ") => Answer::Json(200, lease("approved")),
+        _ => Answer::Json(200, credentials()),
+    });
+    let output = run(&url, &["lease", "--scope", "s", "--wait", "1m", "-o", "credential-process"]);
+    assert_exit(&output, 0);
+    assert!(out(&output).contains(SECRET));
+    assert!(err(&output).contains(&format!("lease {ID} is approved")), "{}", err(&output));
+    let lines: Vec<_> = seen.lock().unwrap().iter().map(|it| it.line.clone()).collect();
+    assert_eq!(lines[1], format!("GET /v1/leases/{ID}?wait_seconds=30"));
+    assert_eq!(lines.last().unwrap(), &format!("POST /v1/leases/{ID}/credentials"));
+}
+
+#[test]
+fn a_wait_that_is_over_leaves_the_lease_pending_and_exits_3() {
+    let (url, _) = serve(|_, _| Answer::Json(202, lease("pending")));
+    let output = run(&url, &["lease", "--scope", "s", "--wait", "1s", "-o", "env"]);
+    assert_exit(&output, 3);
+    assert_eq!(out(&output), UNSET);
+}
+
+#[test]
+fn exec_runs_the_command_with_these_credentials_alone() {
+    let (url, seen) = serve(|_, _| Answer::Json(201, issued()));
+    let script = "echo $AWS_ACCESS_KEY_ID $AWS_REGION $AWS_CONFIG_FILE ${AWS_PROFILE-none} $BROKER_TOKEN; exit 42";
+    let home = TempDir::new().unwrap();
+    let output = broker(&url, home.path(), &["exec", "--scope", "s", "--", "sh", "-c", script])
+        .env("BROKER_TOKEN", "agent-token")
+        .env("AWS_PROFILE", "admin")
+        .output()
+        .unwrap();
+    assert_exit(&output, 42);
+    assert_eq!(out(&output), "ASIAEXAMPLE eu-west-1 /dev/null none agent-token\n");
+    assert_eq!(seen.lock().unwrap()[0].body["deliver"], true);
+}
+
+#[test]
+fn exec_asks_for_nothing_when_there_is_no_such_command_and_leaves_stdout_alone_when_pending() {
+    let (url, seen) = serve(|_, _| problem("pending", 409));
+    assert_exit(&run(&url, &["exec", "--lease", ID, "--", "no-such-program"]), 2);
+    assert_eq!(seen.lock().unwrap().len(), 0);
+    let output = run(&url, &["exec", "--lease", ID, "--", "true"]);
+    assert_exit(&output, 3);
+    assert_eq!(out(&output), "");
+    assert_exit(&run(&url, &["exec", "--", "true"]), 2);
+    assert_exit(&run(&url, &["exec", "--lease", ID, "--scope", "s", "--", "true"]), 2);
+}
+
+#[test]
+fn a_token_follows_no_redirect_and_no_proxy() {
+    let (elsewhere, seen) = serve(|_, _| Answer::Json(201, lease("approved")));
+    let target = elsewhere.clone();
+    let (url, _) = serve(move |_, _| Answer::Redirect(format!("{target}/v1/leases")));
+    assert_exit(&run(&url, &["lease", "--scope", "s"]), 1);
+
+    let home = TempDir::new().unwrap();
+    let (here, _) = serve(|_, _| Answer::Json(201, lease("approved")));
+    let output = broker(&here, home.path(), &["lease", "--scope", "s"])
+        .env("BROKER_TOKEN", "agent-token")
+        .env("HTTP_PROXY", &elsewhere)
+        .env("ALL_PROXY", &elsewhere)
+        .output()
+        .unwrap();
+    assert_exit(&output, 0);
+    assert_eq!(seen.lock().unwrap().len(), 0);
+}
+
+#[test]
+fn lists_are_read_page_by_page_and_filters_are_escaped() {
+    let (url, seen) = serve(|before, _| {
+        let cursor = if before == 0 { json!(ID) } else { Value::Null };
+        Answer::Json(200, json!({ "leases": [lease("pending")], "next_cursor": cursor }))
+    });
+    let output = run(&url, &["leases", "--state", "pending", "--agent", "a&b c", "-o", "text"]);
+    assert_exit(&output, 0);
+    assert_eq!(out(&output).matches(ID).count(), 2);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen[0].line, "GET /v1/leases?limit=25&state=pending&agent=a%26b%20c");
+    assert_eq!(
+        seen[1].line,
+        format!("GET /v1/leases?limit=25&state=pending&agent=a%26b%20c&after={ID}")
+    );
+}
+
+#[test]
+fn without_a_token_the_way_to_one_is_said() {
+    let home = TempDir::new().unwrap();
+    for (args, way) in
+        [(["lease", "--scope=s"], "BROKER_TOKEN"), (["leases", "--limit=1"], "broker login --key")]
+    {
+        let output = broker("http://localhost:1", home.path(), &args).output().unwrap();
+        assert_exit(&output, 8);
+        assert!(err(&output).lines().last().unwrap().contains(way), "{}", err(&output));
+    }
+}
+
+#[test]
+fn help_completions_and_manual_pages_are_there_without_a_broker() {
+    for args in [
+        &["--help"][..],
+        &["lease", "--help"],
+        &["completions", "bash"],
+        &["man"],
+        &["man", "exec"],
+    ] {
+        let output = run("http://example.com", args);
+        assert_exit(&output, 0);
+        assert!(!out(&output).contains("agent-token"));
+        assert!(!out(&output).is_empty());
+    }
+    assert!(out(&run("", &["man", "exec"])).contains("broker-exec"));
+    assert_exit(&run("", &["man", "no-such"]), 2);
+    assert_exit(&run("", &["no-such-command"]), 2);
+}
+
+fn sealed(tier: Tier) -> Sealed {
+    let policy = r#"{"Version":"2012-10-17","Statement":[]}"#.to_owned();
+    Sealed::new(LeaseTerms {
+        broker: Issuer { origin: "http://localhost:8750".into(), instance_key: "kid".into() },
+        lease_id: ID.parse::<LeaseId>().unwrap(),
+        agent: AgentTerms { name: "demo-agent".into(), issuer: "broker".into() },
+        sponsor: "alice".into(),
+        actor: None,
+        agent_says: AgentWords {
+            task: "OPS-7".into(),
+            reason: "because".into(),
+            rollback: "undo".into(),
+        },
+        scope: "prod-rw".into(),
+        environment: Environment::Production,
+        tier,
+        tier_because: "s3:PutObject".into(),
+        account: Account { id: "000000000000".into(), alias: "demo".into() },
+        region: "us-east-1".into(),
+        assume_role: AssumeRole {
+            role_arn: "arn:aws:iam::000000000000:role/broker-production".into(),
+            external_id: None,
+            policy_sha256: sha256_hex(policy.as_bytes()),
+            policy,
+            duration_seconds: 900,
+            tags: BTreeMap::new(),
+            source_identity: ID.into(),
+        },
+        actions: vec![ActionTerms { action: "s3:PutObject".into(), class: ActionClass::Review }],
+        resources: vec!["arn:aws:s3:::prod-app-data/config.json".into()],
+        signers: Signers {
+            eligible: vec!["bob".into()],
+            needed: 1,
+            assurance: Assurance::Software,
+        },
+        rules: Rules { sha256: "00".repeat(32), decided_by: vec!["agents-may-ask".into()] },
+        requested_at: datetime!(2026-01-01 12:00 UTC),
+        sign_by: datetime!(2026-01-01 12:30 UTC),
+        claim_within_seconds: 900,
+        nonce: "ab".repeat(32),
+    })
+    .unwrap()
+}
+
+fn statement_answer(sealed: &Sealed) -> Value {
+    json!({
+        "id": ID, "statement": STANDARD.encode(sealed.bytes()), "sha256": sealed.sha256(),
+        "short_code": sealed.short_code(),
+    })
+}
+
+/// A server with one lease to sign; whoever logs in is bob, for an hour that never ends.
+fn signing_server(statement: Value) -> (String, Seen) {
+    serve(move |_, request| match request.line.split('/').next_back().unwrap() {
+        "nonce" => {
+            Answer::Json(200, json!({ "nonce": "n0nce", "expires_at": "2100-01-01T00:00:00Z" }))
+        }
+        "login" => Answer::Json(
+            200,
+            json!({ "person": "bob", "token": "bobs-token", "expires_at": "2100-01-01T00:00:00Z" }),
+        ),
+        "statement"
+            if request.headers.get("authorization").is_some_and(|it| it == "Bearer bobs-token") =>
+        {
+            Answer::Json(200, statement.clone())
+        }
+        "signatures" => Answer::Json(200, lease("approved")),
+        _ => problem("not-found", 404),
+    })
+}
+
+/// A home with a software key in it, and the key.
+fn home_with_key() -> (TempDir, PathBuf, EnrolledKey) {
+    let home = TempDir::new().unwrap();
+    let key = home.path().join("key");
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&key)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let public_key =
+        std::fs::read_to_string(home.path().join("key.pub")).unwrap().trim().to_owned();
+    let enrolled = EnrolledKey { public_key, assurance: Assurance::Software, revoked_at: None };
+    (home, key, enrolled)
+}
+
+#[track_caller]
+fn assert_signed(armored: &Value, key: &EnrolledKey, meaning: Meaning, body: &[u8]) {
+    let signature = UnverifiedSignature::parse(armored.as_str().unwrap()).unwrap();
+    let now = datetime!(2026-01-01 12:10 UTC);
+    check_signature(&signature, key, meaning, body, Assurance::Software, now).unwrap();
+}
+
+#[test]
+fn sign_logs_in_shows_the_statement_and_sends_a_signature_over_exactly_those_bytes() {
+    let sealed = sealed(Tier::ProductionWrite);
+    let (url, seen) = signing_server(statement_answer(&sealed));
+    let (home, key, enrolled) = home_with_key();
+    let key = key.to_str().unwrap();
+    let tmp = home.path().join("tmp");
+    std::fs::create_dir(&tmp).unwrap();
+
+    // An agent's token in the signer's environment is not what the statement is read with.
+    let output = broker(&url, home.path(), &["sign", ID, "--key", key, "-o", "text"])
+        .env("BROKER_TOKEN", "agent-token")
+        .env("TMPDIR", &tmp)
+        .output()
+        .unwrap();
+    assert_exit(&output, 0);
+    for part in [
+        "You are about to APPROVE",
+        &sealed.short_code(),
+        "s3:PutObject",
+        "the agent's words, reason",
+    ] {
+        assert!(err(&output).contains(part), "{part} is missing from {}", err(&output));
+    }
+    assert!(!err(&output).contains('\u{1b}'), "no colour where there is no terminal");
+    assert!(out(&output).contains("approved"));
+    assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0, "nothing is left behind");
+    let requests = std::mem::take(&mut *seen.lock().unwrap());
+    assert_signed(&requests[1].body["signature"], &enrolled, Meaning::Login, b"n0nce");
+    assert_eq!(requests[3].line, format!("POST /v1/leases/{ID}/signatures"));
+    assert_signed(
+        &requests[3].body["signature"],
+        &enrolled,
+        Meaning::LeaseApproval,
+        sealed.bytes(),
+    );
+    assert_eq!(requests[3].body["statement_sha256"], sealed.sha256());
+    assert!(!requests[3].headers.contains_key("authorization"));
+
+    // The session is kept; a refusal is another meaning, and says why.
+    let args = ["sign", ID, "--key", key, "--refuse", "--reason", "not today"];
+    assert_exit(&broker(&url, home.path(), &args).output().unwrap(), 0);
+    let requests = std::mem::take(&mut *seen.lock().unwrap());
+    assert_eq!(requests.len(), 2);
+    assert_signed(&requests[1].body["signature"], &enrolled, Meaning::LeaseRefusal, sealed.bytes());
+    assert_eq!(
+        (&requests[1].body["decision"], &requests[1].body["reason"]),
+        (&json!("refuse"), &json!("not today"))
+    );
+}
+
+#[test]
+fn a_signature_made_with_stock_ssh_keygen_over_the_printed_bytes_is_sent_as_it_is() {
+    let sealed = sealed(Tier::ProductionWrite);
+    let (url, seen) = signing_server(statement_answer(&sealed));
+    let (home, key, enrolled) = home_with_key();
+    assert_exit(
+        &broker(&url, home.path(), &["login", "--key", key.to_str().unwrap()]).output().unwrap(),
+        0,
+    );
+
+    let printed = broker(&url, home.path(), &["sign", ID, "--print"]).output().unwrap();
+    assert_exit(&printed, 0);
+    assert_eq!(printed.stdout, Meaning::LeaseApproval.message(sealed.bytes()));
+    assert!(err(&printed).contains("ssh-keygen -Y sign -n lease-approval@broker -f KEY"));
+    let file = home.path().join("request");
+    std::fs::write(&file, &printed.stdout).unwrap();
+    let mut sign = Command::new("ssh-keygen");
+    sign.args(["-q", "-Y", "sign", "-n", "lease-approval@broker", "-f"]).arg(&key).arg(&file);
+    assert!(sign.status().unwrap().success());
+
+    let signature = home.path().join("request.sig");
+    let args = ["sign", ID, "--signature", signature.to_str().unwrap()];
+    assert_exit(&broker(&url, home.path(), &args).output().unwrap(), 0);
+    let requests = seen.lock().unwrap();
+    assert_signed(
+        &requests.last().unwrap().body["signature"],
+        &enrolled,
+        Meaning::LeaseApproval,
+        sealed.bytes(),
+    );
+}
+
+#[test]
+fn a_statement_that_is_not_what_it_says_is_not_signed() {
+    let good = sealed(Tier::ProductionWrite);
+    let changed = |field: &str, value: Value| {
+        let mut answer = statement_answer(&good);
+        answer[field] = value;
+        answer
+    };
+    let spaced = String::from_utf8(good.bytes().to_vec()).unwrap().replacen("\":", "\": ", 1);
+    for answer in [
+        changed("sha256", json!("00".repeat(32))),
+        changed("short_code", json!("0000-0000")),
+        changed("statement", json!(STANDARD.encode(spaced))),
+        changed("statement", json!("***")),
+        changed("id", json!("01920000-0000-7000-8000-000000000002")),
+    ] {
+        let (url, seen) = signing_server(answer);
+        let (home, key, _) = home_with_key();
+        let output = broker(&url, home.path(), &["sign", ID, "--key", key.to_str().unwrap()])
+            .output()
+            .unwrap();
+        assert_exit(&output, 1);
+        assert!(!seen.lock().unwrap().iter().any(|it| it.line.ends_with("/signatures")));
+    }
+    // Another lease's statement, whole and good, under the id that was asked for.
+    let other = "01920000-0000-7000-8000-000000000002";
+    let (url, seen) = signing_server(changed("id", json!(other)));
+    let (home, key, _) = home_with_key();
+    let args = ["sign", other, "--key", key.to_str().unwrap()];
+    assert_exit(&broker(&url, home.path(), &args).output().unwrap(), 1);
+    assert!(!seen.lock().unwrap().iter().any(|it| it.line.ends_with("/signatures")));
+}
+
+#[test]
+fn a_destructive_lease_is_not_approved_without_a_terminal_but_is_refused() {
+    let sealed = sealed(Tier::Destructive);
+    let (url, seen) = signing_server(statement_answer(&sealed));
+    let (home, key, _) = home_with_key();
+    let key = key.to_str().unwrap();
+    // A session of its own has no controlling terminal, wherever the tests run.
+    let alone = |args: &[&str]| {
+        let mut setsid = Command::new("setsid");
+        setsid.args(["--wait", env!("CARGO_BIN_EXE_broker")]).args(args).env_clear();
+        setsid.env("PATH", "/usr/bin:/bin").env("HOME", home.path()).env("BROKER_URL", &url);
+        let mut child = setsid
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _ = writeln!(child.stdin.take().unwrap(), "{}", sealed.short_code());
+        child.wait_with_output().unwrap()
+    };
+    let output = alone(&["sign", ID, "--key", key]);
+    assert_exit(&output, 2);
+    assert!(err(&output).contains("on a terminal only"), "{}", err(&output));
+    assert!(!seen.lock().unwrap().iter().any(|it| it.line.ends_with("/signatures")));
+    assert_exit(&alone(&["sign", ID, "--key", key, "--refuse", "--reason", "no"]), 0);
+}
+
+#[test]
+fn login_prints_no_token_and_readers_use_the_session_when_there_is_no_agents_token() {
+    let (url, seen) = signing_server(Value::Null);
+    let (home, key, _) = home_with_key();
+    let output = broker(&url, home.path(), &["login", "--key", key.to_str().unwrap(), "--as-json"])
+        .output()
+        .unwrap();
+    assert_exit(&output, 0);
+    assert_eq!(
+        serde_json::from_str::<Value>(&out(&output)).unwrap(),
+        json!({ "person": "bob", "expires_at": "2100-01-01T00:00:00Z" })
+    );
+    assert_exit(&broker(&url, home.path(), &["show", ID]).output().unwrap(), 2);
+    assert_eq!(seen.lock().unwrap().last().unwrap().headers["authorization"], "Bearer bobs-token");
+    assert_exit(
+        &broker(&url, home.path(), &["show", ID]).env("BROKER_TOKEN", "a").output().unwrap(),
+        2,
+    );
+    assert_eq!(seen.lock().unwrap().last().unwrap().headers["authorization"], "Bearer a");
+    // A session is a person's, and asks for no lease.
+    assert_exit(&broker(&url, home.path(), &["lease", "--scope", "s"]).output().unwrap(), 8);
+}
