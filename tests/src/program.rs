@@ -1,0 +1,138 @@
+//! Our own programs, run as their users run them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+const START_LIMIT: Duration = Duration::from_secs(120);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// `brokerd` or `broker`, built beside the tests.
+pub fn binary(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().expect("our own path");
+    let path = tests.ancestors().nth(2).expect("target/debug/deps").join(name);
+    assert!(path.exists(), "{} is not built; run `cargo build --workspace` first, or `make test`", path.display());
+    path
+}
+
+/// The AWS CLI: what `make test` installs, or the one in `PATH`.
+pub fn aws_cli() -> String {
+    #[expect(clippy::disallowed_methods, reason = "the edge of the tests")]
+    std::env::var("AWS_CLI").ok().filter(|it| !it.is_empty()).unwrap_or_else(|| "aws".to_owned())
+}
+
+/// A program with an environment of its own: nothing of this process's AWS or broker settings.
+pub fn program(path: impl AsRef<Path>, environment: &BTreeMap<String, String>) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "the edge of the tests")]
+    let inherited = ["PATH", "HOME", "LANG", "XDG_CACHE_HOME", "SSL_CERT_FILE", "TMPDIR"]
+        .into_iter()
+        .filter_map(|name| Some((name, std::env::var(name).ok()?)));
+    let mut command = Command::new(path.as_ref());
+    command.env_clear().envs(inherited).envs(environment).env("AWS_EC2_METADATA_DISABLED", "true");
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Sends a signal by its name.
+pub async fn signal(child: &Child, name: &str) {
+    let id = child.id().expect("still running").to_string();
+    let status = Command::new("kill").args(["-s", name, &id]).status().await.expect("kill runs");
+    assert!(status.success());
+}
+
+/// A running `brokerd`.
+pub struct Server {
+    pub child: Child,
+    pub log: PathBuf,
+}
+
+impl Server {
+    pub async fn stop(mut self, how: &str) -> ExitStatus {
+        signal(&self.child, how).await;
+        tokio::time::timeout(STOP_LIMIT, self.child.wait()).await.expect("it stops in time").expect("it ends")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Starts `brokerd ARGS`, logging to `log`.
+    pub fn start(args: &[&str], environment: &BTreeMap<String, String>, log: &Path) -> Self {
+        let file = std::fs::File::create(log).expect("a log file");
+        let child = program(binary("brokerd"), environment)
+            .args(args)
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .expect("brokerd starts");
+        Self { child, log: log.to_owned() }
+    }
+}
+
+/// A running `brokerd dev`, and its `dev.env`.
+pub struct Dev {
+    pub server: Server,
+    pub dir: PathBuf,
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Dev {
+    /// Starts it on `dir` and waits until it is ready.
+    pub async fn start(dir: &Path, more: &BTreeMap<String, String>) -> Self {
+        let file = dir.join("dev.env");
+        let _ = std::fs::remove_file(&file);
+        let dir_name = dir.display().to_string();
+        let log = dir.with_extension("log");
+        let mut server = Server::start(&["dev", "--dir", &dir_name, "--listen", "127.0.0.1:0"], more, &log);
+        let ready = async {
+            while !file.exists() {
+                if let Ok(Some(status)) = server.child.try_wait() {
+                    panic!("brokerd dev ended ({status}):\n{}", std::fs::read_to_string(&log).unwrap_or_default());
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(START_LIMIT, ready).await.expect("ready in time");
+        let text = std::fs::read_to_string(&file).expect("dev.env");
+        let environment = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned()))
+            .collect();
+        Self { server, dir: dir.to_owned(), environment }
+    }
+
+    /// Runs `broker ARGS` with `dev.env`.
+    pub async fn broker(&self, args: &[&str]) -> Output {
+        self.run(binary("broker"), args).await
+    }
+
+    pub async fn run(&self, path: impl AsRef<Path>, args: &[&str]) -> Output {
+        let state = self.dir.with_extension("state").display().to_string();
+        let mut command = program(path, &self.environment);
+        command.args(args).env("XDG_STATE_HOME", state).env("AWS_CLI", aws_cli());
+        command.output().await.expect("it runs")
+    }
+
+    pub fn key(&self, person: &str) -> String {
+        format!("{}/{person}", self.environment["BROKER_KEYS"])
+    }
+}
+
+/// A directory for `brokerd dev` that PostgreSQL's user can pass through.
+pub fn dev_dir() -> (TempDir, PathBuf) {
+    use std::os::unix::fs::PermissionsExt;
+    let root = tempfile::tempdir().expect("a temporary directory");
+    std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o711)).expect("our own directory");
+    let dir = root.path().join("dev");
+    (root, dir)
+}
+
+/// What a program printed, as text.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,181 @@
+//! PostgreSQL and the emulator, started once a run, and a database for each test.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, mpsc};
+
+use aws_sdk_sts::config::{Credentials, SharedCredentialsProvider};
+use broker::aws::StsOptions;
+use broker::dev::place::Place;
+use broker::dev::{Options, Stack};
+use secrecy::ExposeSecret;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection, PgConnection, PgPool};
+use uuid::Uuid;
+
+const TEMPLATE: &str = "template_broker";
+
+/// What tests need to know of the running stack.
+pub struct Shared {
+    pub endpoint: String,
+    pub external_id: String,
+    pub broker_key: (String, String),
+    superuser_url: String,
+    /// URLs of the template database, as `broker_app`, `broker_migrate` and `broker_ops`.
+    urls: [String; 3],
+    /// Databases that no test needs any more.
+    done: mpsc::Sender<String>,
+}
+
+/// The stack, started by whoever asks first. It ends with this process, however that ends.
+pub fn shared() -> &'static Shared {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let (sender, receiver) = mpsc::channel();
+        // A thread of its own, whose runtime outlives each test's.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            runtime.expect("a runtime").block_on(keep(&sender));
+        });
+        receiver.recv().expect("the stack starts; see the panic above")
+    })
+}
+
+impl Shared {
+    pub fn sts(&self) -> StsOptions {
+        let (id, secret) = &self.broker_key;
+        StsOptions {
+            endpoint: Some(self.endpoint.clone()),
+            credentials: Some(SharedCredentialsProvider::new(Credentials::new(id, secret, None, None, "test"))),
+        }
+    }
+}
+
+async fn keep(started: &mpsc::Sender<Shared>) {
+    let (place, dir) = own_dir().await;
+    let options = options(&dir);
+    let mut stack = Stack::start(&options, false, true).await.expect("the stack starts");
+    stack.make_database(TEMPLATE).await.expect("the schema is made");
+    let (done, dropped) = mpsc::channel::<String>();
+    let key = stack.emulator.broker_keys().expect("seeded");
+    let text = |url: secrecy::SecretString| url.expose_secret().to_owned();
+    let superuser_url = text(stack.postgres.superuser_url("postgres"));
+    let shared = Shared {
+        endpoint: stack.emulator.endpoint(),
+        external_id: stack.emulator.external_id().to_owned(),
+        broker_key: (key.access_key_id.clone(), key.secret_access_key.expose_secret().to_owned()),
+        superuser_url: superuser_url.clone(),
+        urls: [stack.app_url(TEMPLATE), stack.admin_url(TEMPLATE), stack.ops_url(TEMPLATE)].map(text),
+        done,
+    };
+    started.send(shared).unwrap_or_else(|_| panic!("somebody waits for the stack"));
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        while let Ok(name) = dropped.recv() {
+            let sql = format!("drop database if exists {name} with (force)");
+            runtime.block_on(superuser(&superuser_url, sql));
+        }
+    });
+    stack.postgres.exited().await.expect("PostgreSQL runs as long as the tests");
+    drop(place);
+}
+
+/// A directory that PostgreSQL's user can reach and no other run uses. Left-overs of a dead run are taken over.
+async fn own_dir() -> (Place, PathBuf) {
+    let checkout = env!("CARGO_MANIFEST_DIR").bytes().fold(0_u32, |sum, byte| sum.rotate_left(5) ^ u32::from(byte));
+    for number in 0..16 {
+        let dir = std::env::temp_dir().join(format!("broker-tests-{checkout:08x}-{number}"));
+        let Ok(place) = Place::take(&dir, "tests").await else { continue };
+        for entry in std::fs::read_dir(&dir).expect("our own directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                std::fs::remove_dir_all(&path).expect("an old run's files");
+            } else if path.extension().is_none_or(|it| it != "lock") {
+                std::fs::remove_file(&path).expect("an old run's file");
+            }
+        }
+        return (place, dir);
+    }
+    panic!("sixteen runs of the tests at once, or none of their directories can be written")
+}
+
+pub fn options(dir: &Path) -> Options {
+    #[expect(clippy::disallowed_methods, reason = "the edge of the tests")]
+    let var = |name: &str| std::env::var(name).ok().filter(|it| !it.is_empty());
+    let cache = var("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| var("HOME").map(|it| Path::new(&it).join(".cache"))).expect("HOME is set");
+    Options {
+        dir: dir.to_owned(),
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        cache_dir: cache.join("broker"),
+        search_path: var("PATH").expect("PATH is set").into(),
+    }
+}
+
+async fn superuser(url: &str, sql: String) {
+    let mut connection = PgConnection::connect(url).await.expect("PostgreSQL answers");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.expect("an administrator may");
+    connection.close().await.expect("closed");
+}
+
+/// A database of one test, with the schema in it and nothing else.
+pub struct Database {
+    pub name: String,
+    pub app_url: String,
+    pub admin_url: String,
+    pub ops_url: String,
+    pub superuser_url: String,
+    /// As the owner of everything: what an administrator's hand could do.
+    pub owner: PgPool,
+    drop: Arc<DropDatabase>,
+}
+
+struct DropDatabase(String);
+
+impl Drop for DropDatabase {
+    fn drop(&mut self) {
+        // Nobody listens any more when the run ends; the directory is cleared by the next one.
+        let _ = shared().done.send(std::mem::take(&mut self.0));
+    }
+}
+
+impl Database {
+    pub async fn new() -> Self {
+        let shared = tokio::task::spawn_blocking(shared).await.expect("the stack starts");
+        let name = format!("t_{}", Uuid::new_v4().simple());
+        superuser(&shared.superuser_url, format!("create database {name} template {TEMPLATE} owner broker_owner")).await;
+        let url = |template: &String| template.replace(TEMPLATE, &name);
+        let [app_url, admin_url, ops_url] = shared.urls.each_ref().map(url);
+        let owner = PgPoolOptions::new()
+            .max_connections(3)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    sqlx::raw_sql("set role broker_owner").execute(connection).await?;
+                    Ok(())
+                })
+            })
+            .connect(&admin_url)
+            .await
+            .expect("the owner connects");
+        let superuser_url = shared.superuser_url.replace("/postgres?", &format!("/{name}?"));
+        let superuser_url = if superuser_url == shared.superuser_url {
+            let (head, _) = shared.superuser_url.rsplit_once('/').expect("a URL");
+            format!("{head}/{name}")
+        } else {
+            superuser_url
+        };
+        Self { drop: Arc::new(DropDatabase(name.clone())), name, app_url, admin_url, ops_url, superuser_url, owner }
+    }
+
+    /// The same database, for another replica.
+    pub fn share(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            app_url: self.app_url.clone(),
+            admin_url: self.admin_url.clone(),
+            ops_url: self.ops_url.clone(),
+            superuser_url: self.superuser_url.clone(),
+            owner: self.owner.clone(),
+            drop: self.drop.clone(),
+        }
+    }
+}
