@@ -72,7 +72,14 @@ impl Arn {
     fn parts(&self) -> [&str; 6] {
         let [a, b, c, d, e] = self.colons;
         let text = &self.text;
-        [&text[..a], &text[a + 1..b], &text[b + 1..c], &text[c + 1..d], &text[d + 1..e], &text[e + 1..]]
+        [
+            &text[..a],
+            &text[a + 1..b],
+            &text[b + 1..c],
+            &text[c + 1..d],
+            &text[d + 1..e],
+            &text[e + 1..],
+        ]
     }
 
     /// Whether it names one resource only.

@@ -160,7 +160,13 @@ mod tests {
         let scribe = Scribe { source: "http://localhost:8750".into() };
         let subject = Subject { agent: Some("demo-agent"), ..Subject::default() };
         let now = datetime!(2026-01-01 12:00 UTC);
-        let body = scribe.body(EventType::LeaseDenied, Actor::Agent("demo-agent"), subject, json!({"why": "\u{f6}"}), now);
+        let body = scribe.body(
+            EventType::LeaseDenied,
+            Actor::Agent("demo-agent"),
+            subject,
+            json!({"why": "\u{f6}"}),
+            now,
+        );
         let text = String::from_utf8(body.clone()).unwrap();
         assert!(text.starts_with(r#"{"actor":"agent:demo-agent","data":{"agent":"demo-agent","detail":{"why":"\u00f6"}},"id":""#));
         let value: Value = serde_json::from_slice(&body).unwrap();

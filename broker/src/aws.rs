@@ -78,7 +78,12 @@ impl MintError {
 }
 
 impl Sts {
-    pub async fn new(region: String, timeout: std::time::Duration, options: StsOptions, clock: Clock) -> Self {
+    pub async fn new(
+        region: String,
+        timeout: std::time::Duration,
+        options: StsOptions,
+        clock: Clock,
+    ) -> Self {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(region))
             .retry_config(RetryConfig::disabled())
@@ -133,17 +138,25 @@ fn describe(error: &SdkError<AssumeRoleError>) -> MintError {
     match error {
         SdkError::ServiceError(service) => {
             let code = service.err().code().unwrap_or("without a code").to_owned();
-            if matches!(code.as_str(), "Throttling" | "ThrottlingException" | "RequestLimitExceeded") {
+            if matches!(
+                code.as_str(),
+                "Throttling" | "ThrottlingException" | "RequestLimitExceeded"
+            ) {
                 return MintError::Throttled;
             }
             if service.raw().status().is_server_error() {
-                return MintError::Unknown(format!("STS answered {}: {code}", service.raw().status()));
+                return MintError::Unknown(format!(
+                    "STS answered {}: {code}",
+                    service.raw().status()
+                ));
             }
             let message = service.err().message().unwrap_or_default().chars().take(300).collect();
             MintError::Refused { code, message }
         }
         SdkError::ConstructionFailure(_) => MintError::Unreachable(text(error)),
-        SdkError::DispatchFailure(_) if connection_refused(error) => MintError::Unreachable(text(error)),
+        SdkError::DispatchFailure(_) if connection_refused(error) => {
+            MintError::Unreachable(text(error))
+        }
         _ => MintError::Unknown(text(error)),
     }
 }
@@ -167,14 +180,23 @@ fn connection_refused(error: &SdkError<AssumeRoleError>) -> bool {
 }
 
 /// Distrusts the cloud's answer: what was minted must be what was asked for.
-fn check(warrant: &Warrant, answer: AssumeRoleOutput, now: OffsetDateTime) -> Result<Minted, MintError> {
+fn check(
+    warrant: &Warrant,
+    answer: AssumeRoleOutput,
+    now: OffsetDateTime,
+) -> Result<Minted, MintError> {
     let input = warrant.assume_role();
     let Some(minted) = answer.credentials else {
         return Err(MintError::Wrong { what: "no credentials", access_key_id: None });
     };
     let key = minted.access_key_id;
-    if !(16..=128).contains(&key.len()) || !key.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'_') {
-        return Err(MintError::Wrong { what: "an access key id of another form", access_key_id: None });
+    if !(16..=128).contains(&key.len())
+        || !key.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'_')
+    {
+        return Err(MintError::Wrong {
+            what: "an access key id of another form",
+            access_key_id: None,
+        });
     }
     let wrong = |what| Err(MintError::Wrong { what, access_key_id: Some(key.clone()) });
     if minted.secret_access_key.is_empty() || minted.session_token.is_empty() {

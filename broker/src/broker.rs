@@ -21,12 +21,12 @@ use crate::lease::{Assurance, LeaseId, LeaseState};
 use crate::narrow::{Holder, NarrowError, Narrowed, narrow};
 use crate::policy::Decision;
 use crate::statement::{
-    Account, ActionTerms, AgentTerms, AgentWords, Issuer, LeaseTerms, Meaning, Rules, Sealed, Signers,
-    canonical,
+    Account, ActionTerms, AgentTerms, AgentWords, Issuer, LeaseTerms, Meaning, Rules, Sealed,
+    Signers, canonical,
 };
 use crate::store::{
-    self, Claimable, Find, NewLease, NewOutcome, NewSession, NewSignature, Obstacle, Opened, Terms, Viewer,
-    Warrant,
+    self, Claimable, Find, NewLease, NewOutcome, NewSession, NewSignature, Obstacle, Opened, Terms,
+    Viewer, Warrant,
 };
 use crate::verify::{self, Rejection, Signer, UnverifiedSignature};
 use crate::{catalogue, wire};
@@ -77,7 +77,8 @@ impl Broker {
         let now = self.clock.now();
         let id = LeaseId(Uuid::now_v7());
         let task = request.task.as_deref().unwrap_or(&agent.task);
-        let digest = Sha256::digest(canonical(request).map_err(|error| Error::Invalid(error.to_string()))?);
+        let digest =
+            Sha256::digest(canonical(request).map_err(|error| Error::Invalid(error.to_string()))?);
         let lease = |decided_by, outcome| NewLease {
             id,
             agent,
@@ -97,7 +98,9 @@ impl Broker {
             _ => None,
         };
         let signed = matches!(outcome, NewOutcome::Pending { .. });
-        let opened = store::open(&self.pool, &self.scribe, &self.limits(), lease(decided_by, outcome)).await?;
+        let opened =
+            store::open(&self.pool, &self.scribe, &self.limits(), lease(decided_by, outcome))
+                .await?;
         match opened {
             Opened::New(warrant) => {
                 if let Some(why) = denial {
@@ -116,7 +119,8 @@ impl Broker {
             Opened::TooMany(what) => Err(Error::TooMany(what)),
             Opened::Frozen => {
                 let denied = NewOutcome::Denied { why: "frozen".to_owned() };
-                store::open(&self.pool, &self.scribe, &self.limits(), lease(Vec::new(), denied)).await?;
+                store::open(&self.pool, &self.scribe, &self.limits(), lease(Vec::new(), denied))
+                    .await?;
                 Err(Error::Frozen(Some(id)))
             }
         }
@@ -162,7 +166,8 @@ impl Broker {
                     except.push(agent.sponsor.clone());
                 }
                 let eligible =
-                    store::eligible_signers(&self.pool, &rule.groups, rule.assurance, &except).await?;
+                    store::eligible_signers(&self.pool, &rule.groups, rule.assurance, &except)
+                        .await?;
                 if eligible.len() < usize::from(rule.count) {
                     return deny(format!(
                         "it needs {} signatures, and {} people could sign",
@@ -171,14 +176,27 @@ impl Broker {
                     ));
                 }
                 let signers = Signers { eligible, needed: rule.count, assurance: rule.assurance };
-                let sealed = self.seal(agent, request, task, scope, &narrowed, signers, by.clone(), id, now)?;
+                let sealed = self.seal(
+                    agent,
+                    request,
+                    task,
+                    scope,
+                    &narrowed,
+                    signers,
+                    by.clone(),
+                    id,
+                    now,
+                )?;
                 Ok((by, NewOutcome::Pending { terms: terms(scope, narrowed), sealed }))
             }
         }
     }
 
     /// Builds the statement: the only time in the lease's life.
-    #[expect(clippy::too_many_arguments, reason = "everything that a statement says, from where it is known")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "everything that a statement says, from where it is known"
+    )]
     fn seal(
         &self,
         agent: &Agent,
@@ -195,7 +213,10 @@ impl Broker {
         rand::fill(&mut nonce);
         let origin = &self.config.settings.origin;
         let terms = LeaseTerms {
-            broker: Issuer { origin: origin.clone(), instance_key: self.tokens.key_id().to_owned() },
+            broker: Issuer {
+                origin: origin.clone(),
+                instance_key: self.tokens.key_id().to_owned(),
+            },
             lease_id: id,
             agent: AgentTerms { name: agent.name.clone(), issuer: origin.clone() },
             sponsor: agent.sponsor.clone(),
@@ -236,7 +257,8 @@ impl Broker {
         digest: &[u8],
         deliver: bool,
     ) -> Result<wire::Lease> {
-        let key = key.ok_or_else(|| Error::Internal("a lease without a key was there before".into()))?;
+        let key =
+            key.ok_or_else(|| Error::Internal("a lease without a key was there before".into()))?;
         let (id, known) =
             store::by_idempotency_key(&self.pool, agent, key).await?.ok_or(Error::NotFound)?;
         if known != digest {
@@ -244,7 +266,10 @@ impl Broker {
         }
         let mut lease = self.lease_of(agent, id).await?;
         if lease.state == LeaseState::Denied {
-            return Err(Error::Denied { lease_id: Some(id), why: lease.end_reason.unwrap_or_default() });
+            return Err(Error::Denied {
+                lease_id: Some(id),
+                why: lease.end_reason.unwrap_or_default(),
+            });
         }
         if deliver && matches!(lease.state, LeaseState::Approved | LeaseState::Issued) {
             let credentials = self.credentials(agent, id).await?;
@@ -269,7 +294,8 @@ impl Broker {
             Some(_) => self.check_approvals(&claimable, now)?.assume_role.clone(),
         };
         let claimed =
-            store::claim(&self.pool, &self.scribe, &claimable.lease, assume_role, agent, now).await?;
+            store::claim(&self.pool, &self.scribe, &claimable.lease, assume_role, agent, now)
+                .await?;
         match claimed {
             Some(warrant) => self.mint_and_settle(agent, warrant, signed).await,
             None => Err(self.why_not_claimed(agent, id, signed, now).await?),
@@ -291,7 +317,8 @@ impl Broker {
                 .map(|it| (it.session_id, wire_credentials(it.session_id, &it.region, &it.minted)))
         };
         let Some((session_id, credentials)) = kept else { return Ok(None) };
-        let recorded = store::redeliver(&self.pool, &self.scribe, agent, id, session_id, now).await?;
+        let recorded =
+            store::redeliver(&self.pool, &self.scribe, agent, id, session_id, now).await?;
         Ok(recorded.then_some(credentials))
     }
 
@@ -299,7 +326,10 @@ impl Broker {
     fn check_rules(&self, claimable: &Claimable) -> Result<()> {
         let lease = &claimable.lease;
         let deny = |why: &str| {
-            Err(Error::Denied { lease_id: Some(lease.id), why: format!("the rules have changed: {why}") })
+            Err(Error::Denied {
+                lease_id: Some(lease.id),
+                why: format!("the rules have changed: {why}"),
+            })
         };
         let Some(scope) = self.config.catalogue.scope(&lease.scope) else {
             return deny("the scope is gone");
@@ -329,15 +359,20 @@ impl Broker {
     }
 
     /// Verifies every stored approval anew over the stored bytes, and counts people.
-    fn check_approvals(&self, claimable: &Claimable, now: OffsetDateTime) -> Result<Box<LeaseTerms>> {
+    fn check_approvals(
+        &self,
+        claimable: &Claimable,
+        now: OffsetDateTime,
+    ) -> Result<Box<LeaseTerms>> {
         let lease = &claimable.lease;
         let bytes = claimable.statement.clone().unwrap_or_default();
         let sealed = Sealed::from_bytes(bytes)?;
         let terms = sealed.terms();
-        let demanded = match self.config.catalogue.scope(&lease.scope).and_then(|it| it.signers.as_ref()) {
-            Some(rule) => rule.assurance.max(terms.signers.assurance),
-            None => terms.signers.assurance,
-        };
+        let demanded =
+            match self.config.catalogue.scope(&lease.scope).and_then(|it| it.signers.as_ref()) {
+                Some(rule) => rule.assurance.max(terms.signers.assurance),
+                None => terms.signers.assurance,
+            };
         let mut people = BTreeSet::new();
         for approval in &claimable.approvals {
             let good = UnverifiedSignature::parse(&approval.signature).and_then(|signature| {
@@ -382,7 +417,9 @@ impl Broker {
             _ if lease.claim_by.is_some_and(|it| it < now) && lease.sessions.is_empty() => {
                 Error::Ended { id, state: LeaseState::Lapsed }
             }
-            _ if lease.ends_at.is_some_and(|it| it <= now) => Error::Ended { id, state: LeaseState::Expired },
+            _ if lease.ends_at.is_some_and(|it| it <= now) => {
+                Error::Ended { id, state: LeaseState::Expired }
+            }
             _ => Error::Denied {
                 lease_id: Some(id),
                 why: "a signer was disabled, or a signer's key was revoked".into(),
@@ -401,7 +438,8 @@ impl Broker {
             (warrant.lease_id(), warrant.session_id(), warrant.region().to_owned());
         let minted = self.sts.mint(&warrant).await;
         let now = self.clock.now();
-        let settled = store::settle(&self.pool, &self.scribe, agent, warrant, minted.as_ref(), now).await?;
+        let settled =
+            store::settle(&self.pool, &self.scribe, agent, warrant, minted.as_ref(), now).await?;
         let minted = minted.map_err(|source| Error::Mint { id, signed, source })?;
         if !settled {
             return Err(Error::StoppedMeanwhile(id));
@@ -421,14 +459,20 @@ impl Broker {
     }
 
     /// The agent takes back a lease it has not used.
-    pub async fn withdraw(&self, agent: &Agent, id: LeaseId, reason: Option<&str>) -> Result<wire::Lease> {
+    pub async fn withdraw(
+        &self,
+        agent: &Agent,
+        id: LeaseId,
+        reason: Option<&str>,
+    ) -> Result<wire::Lease> {
         let now = self.clock.now();
         if !store::task_is_live(&self.pool, agent, now).await? {
             return Err(Error::TaskEnded);
         }
         let lease = self.lease_of(agent, id).await?;
         let reason = reason.map(|it| it.chars().take(1000).collect::<String>());
-        if !store::withdraw(&self.pool, &self.scribe, agent, &lease, reason.as_deref(), now).await? {
+        if !store::withdraw(&self.pool, &self.scribe, agent, &lease, reason.as_deref(), now).await?
+        {
             let lease = self.lease_of(agent, id).await?;
             return Err(match lease.state {
                 state if state.is_terminal() => Error::Ended { id, state },
@@ -448,7 +492,9 @@ impl Broker {
         let (holder, fingerprint, touch) = match judged {
             Ok(good) => good,
             Err((rejection, person)) => {
-                return Err(self.reject(id, &signable, request, rejection, person.as_deref(), now).await?);
+                return Err(self
+                    .reject(id, &signable, request, rejection, person.as_deref(), now)
+                    .await?);
             }
         };
         let reason = request.reason.as_ref().map(|it| it.chars().take(1000).collect::<String>());
@@ -480,8 +526,12 @@ impl Broker {
         signable: &store::Signable,
         request: &wire::SignatureRequest,
         now: OffsetDateTime,
-    ) -> Result<std::result::Result<(store::KeyHolder, String, Option<verify::Touch>), (Rejection, Option<String>)>>
-    {
+    ) -> Result<
+        std::result::Result<
+            (store::KeyHolder, String, Option<verify::Touch>),
+            (Rejection, Option<String>),
+        >,
+    > {
         let sealed = Sealed::from_bytes(signable.statement.clone())?;
         let terms = sealed.terms();
         let signature = match UnverifiedSignature::parse(&request.signature) {
@@ -515,7 +565,8 @@ impl Broker {
         let signer = Signer {
             handle: &person,
             active: holder.active,
-            in_group: rule.is_some_and(|it| it.groups.iter().any(|group| holder.groups.contains(group))),
+            in_group: rule
+                .is_some_and(|it| it.groups.iter().any(|group| holder.groups.contains(group))),
         };
         if let Err(rejection) = verify::check_signer(terms, &signer, now) {
             return Ok(Err((rejection, Some(person))));
@@ -540,7 +591,8 @@ impl Broker {
             lease_id: Some(id),
             session_id: None,
         };
-        let fingerprint = UnverifiedSignature::parse(&request.signature).ok().map(|it| it.claimed_fingerprint());
+        let fingerprint =
+            UnverifiedSignature::parse(&request.signature).ok().map(|it| it.claimed_fingerprint());
         let detail = json!({
             "decision": request.decision,
             "reason": rejection.code(),
@@ -558,12 +610,21 @@ impl Broker {
         match self.judge_login(request, now).await? {
             Ok(person) => {
                 let (token, expires_at) = self.tokens.login_token(&person, now);
-                Ok(wire::LoginSession { person, token: token.expose_secret().to_owned(), expires_at })
+                Ok(wire::LoginSession {
+                    person,
+                    token: token.expose_secret().to_owned(),
+                    expires_at,
+                })
             }
             Err(rejection) => {
                 let detail = json!({ "reason": rejection.code() });
-                let event =
-                    self.scribe.body(EventType::LoginRejected, Actor::Unknown, Subject::default(), detail, now);
+                let event = self.scribe.body(
+                    EventType::LoginRejected,
+                    Actor::Unknown,
+                    Subject::default(),
+                    detail,
+                    now,
+                );
                 store::tell(&self.pool, event).await?;
                 Err(Error::Rejected(rejection))
             }
@@ -588,8 +649,14 @@ impl Broker {
         };
         let body = request.nonce.as_bytes();
         // Reading asks for no assurance of its own: any enrolled key opens it, and it approves nothing.
-        let checked =
-            verify::check_signature(&signature, &holder.key, Meaning::Login, body, Assurance::Software, now);
+        let checked = verify::check_signature(
+            &signature,
+            &holder.key,
+            Meaning::Login,
+            body,
+            Assurance::Software,
+            now,
+        );
         if let Err(rejection) = checked {
             return Ok(Err(rejection));
         }
@@ -598,7 +665,8 @@ impl Broker {
         }
         let actor = Actor::Person(&holder.person);
         let detail = json!({ "key_fingerprint": fingerprint });
-        let event = self.scribe.body(EventType::LoginAccepted, actor, Subject::default(), detail, now);
+        let event =
+            self.scribe.body(EventType::LoginAccepted, actor, Subject::default(), detail, now);
         let spent =
             store::spend_nonce(&self.pool, nonce, &fingerprint, &holder.person, event, now).await?;
         Ok(if spent { Ok(holder.person) } else { Err(Rejection::StaleNonce) })

@@ -131,7 +131,9 @@ impl Catalogue {
             let scope = Scope::build(scope, &file.accounts, &environments, software_keys)
                 .map_err(|why| format!("line {line}: scope {name:?} does not load: {why}"))?;
             if scopes.insert(name.clone(), scope).is_some() {
-                return Err(format!("line {line}: scope {name:?} is there twice; give one another name"));
+                return Err(format!(
+                    "line {line}: scope {name:?} is there twice; give one another name"
+                ));
             }
         }
         Ok(Self { scopes })
@@ -163,7 +165,8 @@ impl Scope {
         if !is_account(&file.account) {
             return Err(format!("account {:?} is not twelve digits", file.account));
         }
-        let mut actions = file.actions.iter().map(|it| action(it)).collect::<Result<Vec<_>, _>>()?;
+        let mut actions =
+            file.actions.iter().map(|it| action(it)).collect::<Result<Vec<_>, _>>()?;
         actions.sort();
         actions.dedup();
         let mut resources = file
@@ -176,7 +179,9 @@ impl Scope {
         if actions.is_empty() || resources.is_empty() {
             return Err("it has no actions or no resources; name at least one of each".into());
         }
-        if let Some(other) = resources.iter().find(|it| !matches!(it.account(), "") && it.account() != file.account) {
+        if let Some(other) =
+            resources.iter().find(|it| !matches!(it.account(), "") && it.account() != file.account)
+        {
             return Err(format!("{other} is in another account than the role"));
         }
 
@@ -241,7 +246,9 @@ pub fn action(name: &str) -> Result<Action, String> {
         .filter_map(|line| line.split_once('\t'))
         .find(|(known, _)| known.eq_ignore_ascii_case(name));
     let Some((name, class)) = found else {
-        return Err(format!("{name:?} is not an action we know; spell one action out, without wildcards"));
+        return Err(format!(
+            "{name:?} is not an action we know; spell one action out, without wildcards"
+        ));
     };
     Ok(Action { name, class: class.parse().expect("the table names classes only") })
 }
@@ -254,11 +261,17 @@ fn computed_tier(
 ) -> Result<(Tier, String), String> {
     let mut strictest = None;
     for action in actions {
-        let tier = tier_of(action.class, environment, exact)
-            .ok_or_else(|| format!("{} is {}, which cannot be leased in {environment}{}", action.name, action.class,
-                if exact { "" } else { " (or only with ARNs without wildcards)" }))?;
+        let tier = tier_of(action.class, environment, exact).ok_or_else(|| {
+            format!(
+                "{} is {}, which cannot be leased in {environment}{}",
+                action.name,
+                action.class,
+                if exact { "" } else { " (or only with ARNs without wildcards)" }
+            )
+        })?;
         if strictest.as_ref().is_none_or(|(highest, _)| *highest < tier) {
-            strictest = Some((tier, format!("{} is {} in {environment}", action.name, action.class)));
+            strictest =
+                Some((tier, format!("{} is {} in {environment}", action.name, action.class)));
         }
     }
     Ok(strictest.expect("there is at least one action"))
@@ -273,11 +286,15 @@ fn tier_of(class: ActionClass, environment: Environment, exact: bool) -> Option<
         (C::Read, _) | (C::DataRead, E::Development | E::Staging) => T::ReadOnly,
         (C::DataRead, E::Production) if exact => T::ReadOnly,
         (C::DataRead, E::Production | E::Backup) => T::ProductionWrite,
-        (C::Write | C::Tag | C::Review | C::Destructive, E::Development | E::Staging) => T::StagingWrite,
+        (C::Write | C::Tag | C::Review | C::Destructive, E::Development | E::Staging) => {
+            T::StagingWrite
+        }
         (C::Write | C::Tag | C::Review, E::Production) => T::ProductionWrite,
         (C::Destructive, E::Production) => T::Destructive,
         (C::Write | C::Tag | C::Review | C::Destructive, E::Backup) => T::Destructive,
-        (C::OpaqueExec | C::Tamper | C::Credential, E::Development | E::Staging) if exact => T::StagingSensitive,
+        (C::OpaqueExec | C::Tamper | C::Credential, E::Development | E::Staging) if exact => {
+            T::StagingSensitive
+        }
         (C::OpaqueExec | C::Tamper | C::Credential, E::Production) => T::Destructive,
         (C::Tamper, E::Backup) => T::Destructive,
         (C::OpaqueExec | C::Tamper | C::Credential | C::Privesc, _) => return None,
@@ -294,17 +311,21 @@ fn signer_rule(
         Tier::ReadOnly | Tier::StagingWrite => {
             return match file {
                 None => Ok(None),
-                Some(_) => Err(format!("{tier} is issued unsigned; declare a higher tier to have it signed")),
+                Some(_) => Err(format!(
+                    "{tier} is issued unsigned; declare a higher tier to have it signed"
+                )),
             };
         }
         Tier::StagingSensitive | Tier::ProductionWrite => Assurance::Present,
         Tier::Destructive => Assurance::Verified,
     };
-    let file = file.ok_or_else(|| format!("{tier} needs signers; add `signers = {{ groups = [\"…\"] }}`"))?;
+    let file = file
+        .ok_or_else(|| format!("{tier} needs signers; add `signers = {{ groups = [\"…\"] }}`"))?;
     if file.groups.is_empty() || file.count == 0 {
         return Err("signers needs at least one group and a count of at least one".into());
     }
-    let default = if tier == Tier::StagingSensitive { Assurance::Present } else { Assurance::Verified };
+    let default =
+        if tier == Tier::StagingSensitive { Assurance::Present } else { Assurance::Verified };
     let assurance = file.assurance.unwrap_or(default);
     if assurance < floor {
         return Err(format!("{tier} needs keys of at least assurance {floor}, not {assurance}"));
@@ -331,17 +352,23 @@ impl Environments {
     fn build(file: BTreeMap<String, EnvironmentFile>) -> Result<Self, String> {
         let mut all = Self { accounts: BTreeMap::new(), resources: Vec::new() };
         for (name, file) in file {
-            let environment: Environment = name.parse().map_err(|error| format!("[environments]: {error}"))?;
+            let environment: Environment =
+                name.parse().map_err(|error| format!("[environments]: {error}"))?;
             for account in file.accounts {
                 if !is_account(&account) {
-                    return Err(format!("[environments.{name}]: account {account:?} is not twelve digits"));
+                    return Err(format!(
+                        "[environments.{name}]: account {account:?} is not twelve digits"
+                    ));
                 }
                 if let Some(other) = all.accounts.insert(account.clone(), environment) {
-                    return Err(format!("[environments.{name}]: account {account} is {other} already"));
+                    return Err(format!(
+                        "[environments.{name}]: account {account} is {other} already"
+                    ));
                 }
             }
             for resource in file.resources {
-                let arn = Arn::parse(&resource).map_err(|error| format!("[environments.{name}]: {error}"))?;
+                let arn = Arn::parse(&resource)
+                    .map_err(|error| format!("[environments.{name}]: {error}"))?;
                 all.resources.push((arn, environment));
             }
         }
@@ -350,7 +377,12 @@ impl Environments {
 
     /// The strictest environment that `arn` may reach. What nothing covers is production.
     fn of(&self, arn: &Arn, account: &str) -> Environment {
-        let touched = self.resources.iter().filter(|(pattern, _)| pattern.overlaps(arn)).map(|(_, it)| *it).max();
+        let touched = self
+            .resources
+            .iter()
+            .filter(|(pattern, _)| pattern.overlaps(arn))
+            .map(|(_, it)| *it)
+            .max();
         let covered = self.resources.iter().any(|(pattern, _)| pattern.contains(arn));
         let rest = if covered {
             None
@@ -422,7 +454,10 @@ signers = { groups = ["ops"], assurance = "present" }
         let catalogue = load(SCOPES).unwrap();
         assert_eq!(catalogue.scope("staging-rw").unwrap().tier, Tier::StagingWrite);
         let production = catalogue.scope("prod-rw").unwrap();
-        assert_eq!((production.environment, production.tier), (Environment::Production, Tier::ProductionWrite));
+        assert_eq!(
+            (production.environment, production.tier),
+            (Environment::Production, Tier::ProductionWrite)
+        );
         assert_eq!(production.tier_because, "s3:GetObject is data-read in production");
         assert_eq!(production.signers.as_ref().unwrap().assurance, Assurance::Present);
     }
@@ -450,7 +485,10 @@ signers = { groups = ["ops"], assurance = "present" }
         assert_eq!(row(C::Privesc, true), ["-"; 3]);
         for class in C::ALL {
             for exact in [false, true] {
-                assert_eq!(tier_of(*class, E::Development, exact), tier_of(*class, E::Staging, exact));
+                assert_eq!(
+                    tier_of(*class, E::Development, exact),
+                    tier_of(*class, E::Staging, exact)
+                );
             }
         }
     }
@@ -460,39 +498,69 @@ signers = { groups = ["ops"], assurance = "present" }
         let sign = "signers = { groups = [\"ops\"] }";
         for resource in ["arn:aws:s3:::other/*", "arn:aws:s3:::*", "arn:aws:s3:::stag*"] {
             let scope = scope("[\"s3:PutObject\"]", &format!("[\"{resource}\"]"), sign).unwrap();
-            assert!(Environment::Production <= scope.environment, "{resource} is {}", scope.environment);
+            assert!(
+                Environment::Production <= scope.environment,
+                "{resource} is {}",
+                scope.environment
+            );
         }
         // `*` reaches the backups too, and the strictest counts.
-        assert_eq!(scope("[\"s3:PutObject\"]", "[\"arn:aws:s3:::*\"]", sign).unwrap().tier, Tier::Destructive);
+        assert_eq!(
+            scope("[\"s3:PutObject\"]", "[\"arn:aws:s3:::*\"]", sign).unwrap().tier,
+            Tier::Destructive
+        );
     }
 
     #[test]
     fn a_lower_tier_than_computed_does_not_load_and_a_higher_one_counts() {
         let declare = |tier: &str| {
-            scope("[\"s3:GetObject\"]", "[\"arn:aws:s3:::prod-app/*\"]",
-                &format!("tier = \"{tier}\"\nsigners = {{ groups = [\"ops\"] }}"))
+            scope(
+                "[\"s3:GetObject\"]",
+                "[\"arn:aws:s3:::prod-app/*\"]",
+                &format!("tier = \"{tier}\"\nsigners = {{ groups = [\"ops\"] }}"),
+            )
         };
-        assert!(declare("staging-write").unwrap_err().contains("but is production-write: s3:GetObject is data-read"));
+        assert!(
+            declare("staging-write")
+                .unwrap_err()
+                .contains("but is production-write: s3:GetObject is data-read")
+        );
         assert_eq!(declare("destructive").unwrap().tier, Tier::Destructive);
     }
 
     #[test]
     fn a_scope_that_cannot_be_judged_does_not_load() {
         let staging = "[\"arn:aws:s3:::staging-app/*\"]";
-        let why = |actions: &str, resources: &str, more: &str| scope(actions, resources, more).unwrap_err();
+        let why = |actions: &str, resources: &str, more: &str| {
+            scope(actions, resources, more).unwrap_err()
+        };
         assert!(why("[\"s3:MadeUp\"]", staging, "").contains("not an action we know"));
         assert!(why("[\"s3:Get*\"]", staging, "").contains("not an action we know"));
         assert!(why("[]", staging, "").contains("no actions"));
         assert!(why("[\"s3:GetObject\"]", "[]", "").contains("no actions or no resources"));
         assert!(why("[\"s3:PutBucketPolicy\"]", staging, "").contains("cannot be leased"));
-        assert!(why("[\"s3:PutLifecycleConfiguration\"]", staging, "").contains("without wildcards"));
-        assert!(why("[\"s3:PutObject\"]", "[\"arn:aws:s3:::prod-app/*\"]", "").contains("needs signers"));
+        assert!(
+            why("[\"s3:PutLifecycleConfiguration\"]", staging, "").contains("without wildcards")
+        );
+        assert!(
+            why("[\"s3:PutObject\"]", "[\"arn:aws:s3:::prod-app/*\"]", "")
+                .contains("needs signers")
+        );
         let nobody = "signers = { groups = [] }";
-        assert!(why("[\"s3:PutObject\"]", "[\"arn:aws:s3:::prod-app/*\"]", nobody).contains("at least one group"));
+        assert!(
+            why("[\"s3:PutObject\"]", "[\"arn:aws:s3:::prod-app/*\"]", nobody)
+                .contains("at least one group")
+        );
         let weak = "signers = { groups = [\"ops\"], assurance = \"software\" }";
-        assert!(why("[\"s3:PutObject\"]", "[\"arn:aws:s3:::prod-app/*\"]", weak).contains("at least assurance present"));
+        assert!(
+            why("[\"s3:PutObject\"]", "[\"arn:aws:s3:::prod-app/*\"]", weak)
+                .contains("at least assurance present")
+        );
         let weak = "signers = { groups = [\"ops\"], assurance = \"present\" }";
-        assert!(why("[\"s3:DeleteObject\"]", "[\"arn:aws:s3:::prod-app/*\"]", weak).contains("at least assurance verified"));
+        assert!(
+            why("[\"s3:DeleteObject\"]", "[\"arn:aws:s3:::prod-app/*\"]", weak)
+                .contains("at least assurance verified")
+        );
     }
 
     #[test]

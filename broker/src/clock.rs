@@ -28,9 +28,13 @@ impl Clock {
             Some(seconds) => OffsetDateTime::from_unix_timestamp(seconds.load(Ordering::SeqCst))
                 .expect("a manual clock starts at a valid time"),
             None => {
-                #[expect(clippy::disallowed_methods, reason = "the only place that reads system time")]
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the only place that reads system time"
+                )]
                 let now = OffsetDateTime::now_utc();
-                now.replace_microsecond(now.microsecond()).expect("a microsecond of its own is valid")
+                now.replace_microsecond(now.microsecond())
+                    .expect("a microsecond of its own is valid")
             }
         }
     }

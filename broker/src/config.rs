@@ -130,7 +130,11 @@ impl TryFrom<String> for Span {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not a span of time: write whole seconds or more, like `90s`, `15m` or `8h`");
+        let bad = || {
+            format!(
+                "{text:?} is not a span of time: write whole seconds or more, like `90s`, `15m` or `8h`"
+            )
+        };
         let span = humantime::parse_duration(&text).map_err(|_| bad())?;
         if span.subsec_nanos() != 0 || span.as_secs() == 0 || 366 * 24 * 3600 < span.as_secs() {
             return Err(bad());
@@ -173,9 +177,11 @@ impl Config {
 
         let dir = dir.join("policies");
         let mut files = Vec::new();
-        let entries = std::fs::read_dir(&dir).map_err(|error| ConfigError::Read { path: dir.clone(), error })?;
+        let entries = std::fs::read_dir(&dir)
+            .map_err(|error| ConfigError::Read { path: dir.clone(), error })?;
         for entry in entries {
-            let path = entry.map_err(|error| ConfigError::Read { path: dir.clone(), error })?.path();
+            let path =
+                entry.map_err(|error| ConfigError::Read { path: dir.clone(), error })?.path();
             if path.extension().is_some_and(|it| it == "cedar") {
                 files.push(path);
             }
@@ -198,7 +204,10 @@ impl Settings {
         let (scheme, host) = self.origin.split_once("://").unwrap_or_default();
         let host_name = host.rsplit_once(':').map_or(host, |(name, _)| name);
         let local = matches!(host_name, "localhost" | "127.0.0.1" | "[::1]");
-        if host.is_empty() || host.contains('/') || !(scheme == "https" || scheme == "http" && local) {
+        if host.is_empty()
+            || host.contains('/')
+            || !(scheme == "https" || scheme == "http" && local)
+        {
             return Err(format!(
                 "origin = {:?}: write `https://HOST`, without a path (plain http is for localhost only)",
                 self.origin
@@ -218,11 +227,13 @@ impl Settings {
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })
+    std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::Read { path: path.to_owned(), error })
 }
 
 fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|error| ConfigError::Toml { path: path.to_owned(), error: Box::new(error) })
+    toml::from_str(text)
+        .map_err(|error| ConfigError::Toml { path: path.to_owned(), error: Box::new(error) })
 }
 
 /// Length-prefixed, so that no two sets of files feed the same bytes.

@@ -87,9 +87,14 @@ struct LoginsFile {
 
 impl Stack {
     /// Starts PostgreSQL and the emulator side by side, and makes the roles. `durable` is off in tests only.
-    pub async fn start(options: &Options, durable: bool, short_sessions: bool) -> anyhow::Result<Self> {
+    pub async fn start(
+        options: &Options,
+        durable: bool,
+        short_sessions: bool,
+    ) -> anyhow::Result<Self> {
         let dir = place::make_dir(&options.dir)?;
-        let postgres_options = postgres::Options { search_path: options.search_path.clone(), durable };
+        let postgres_options =
+            postgres::Options { search_path: options.search_path.clone(), durable };
         let emulator_options = emulator::Options {
             search_path: options.search_path.clone(),
             seed: true,
@@ -102,11 +107,14 @@ impl Stack {
         );
         let (postgres, emulator) = (postgres?, emulator?);
         let logins = logins(&dir)?;
-        let mut superuser = PgConnection::connect(postgres.superuser_url("postgres").expose_secret()).await?;
+        let mut superuser =
+            PgConnection::connect(postgres.superuser_url("postgres").expose_secret()).await?;
         sqlx::raw_sql(store::ROLES).execute(&mut superuser).await?;
-        for (role, password) in
-            [("broker_app", &logins.app), ("broker_migrate", &logins.migrate), ("broker_ops", &logins.ops)]
-        {
+        for (role, password) in [
+            ("broker_app", &logins.app),
+            ("broker_migrate", &logins.migrate),
+            ("broker_ops", &logins.ops),
+        ] {
             // Our own letters and digits: nothing to quote. DDL takes no parameters.
             let sql = format!("alter role {role} password '{}'", password.expose_secret());
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut superuser).await?;
@@ -117,11 +125,13 @@ impl Stack {
 
     /// Makes a database with the schema in it, unless it is there.
     pub async fn make_database(&self, name: &str) -> anyhow::Result<()> {
-        let mut superuser = PgConnection::connect(self.postgres.superuser_url("postgres").expose_secret()).await?;
-        let there: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
-            .bind(name)
-            .fetch_one(&mut superuser)
-            .await?;
+        let mut superuser =
+            PgConnection::connect(self.postgres.superuser_url("postgres").expose_secret()).await?;
+        let there: bool =
+            sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+                .bind(name)
+                .fetch_one(&mut superuser)
+                .await?;
         if !there {
             let sql = format!("create database {name} owner broker_owner");
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut superuser).await?;
@@ -198,7 +208,8 @@ async fn serve(
     let config = Config::load(&config_dir)?;
     let keys = write_keys(&stack.dir.join("keys"))?;
     let app_url = stack.app_url(DATABASE);
-    let broker = server::compose(config, app_url.expose_secret(), stack.sts()?, clock.clone()).await?;
+    let broker =
+        server::compose(config, app_url.expose_secret(), stack.sts()?, clock.clone()).await?;
 
     let mut owner = store::admin(stack.admin_url(DATABASE).expose_secret()).await?;
     let now = clock.now();
@@ -227,7 +238,8 @@ async fn serve(
 fn logins(dir: &Path) -> anyhow::Result<Logins> {
     let path = dir.join("database.logins.json");
     let file = match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).with_context(|| format!("{} is damaged; delete it", path.display()))?,
+        Ok(text) => serde_json::from_str(&text)
+            .with_context(|| format!("{} is damaged; delete it", path.display()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let file = LoginsFile { app: password(), migrate: password(), ops: password() };
             place::write(&path, &serde_json::to_vec(&file)?, 0o600)?;
@@ -245,7 +257,12 @@ fn password() -> String {
 }
 
 /// Writes the configuration: what depends on this start anew, what a person may have edited only once.
-fn write_config(dir: &Path, origin: &str, listen: SocketAddr, external_id: &str) -> anyhow::Result<()> {
+fn write_config(
+    dir: &Path,
+    origin: &str,
+    listen: SocketAddr,
+    external_id: &str,
+) -> anyhow::Result<()> {
     place::make_dir(&dir.join("policies"))?;
     let settings = format!(
         "# Written at each start of `brokerd dev`.\norigin = \"{origin}\"\nlisten = \"{listen}\"\ninstance_key = \"instance.pem\"\n\n\
@@ -263,7 +280,11 @@ fn write_config(dir: &Path, origin: &str, listen: SocketAddr, external_id: &str)
         }
     }
     if !dir.join("instance.pem").exists() {
-        place::write(&dir.join("instance.pem"), Tokens::generate_key().expose_secret().as_bytes(), 0o600)?;
+        place::write(
+            &dir.join("instance.pem"),
+            Tokens::generate_key().expose_secret().as_bytes(),
+            0o600,
+        )?;
     }
     Ok(())
 }
@@ -280,7 +301,11 @@ fn write_keys(dir: &Path) -> anyhow::Result<Vec<PublicKey>> {
             let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519)?;
             key.set_comment(handle);
             place::write(&path, key.to_openssh(LineEnding::LF)?.as_bytes(), 0o600)?;
-            place::write(&dir.join(format!("{handle}.pub")), key.public_key().to_openssh()?.as_bytes(), 0o644)?;
+            place::write(
+                &dir.join(format!("{handle}.pub")),
+                key.public_key().to_openssh()?.as_bytes(),
+                0o644,
+            )?;
             key
         };
         keys.push(key.public_key().clone());
@@ -288,7 +313,11 @@ fn write_keys(dir: &Path) -> anyhow::Result<Vec<PublicKey>> {
     Ok(keys)
 }
 
-async fn enrol_people(owner: &mut PgConnection, keys: &[PublicKey], now: OffsetDateTime) -> anyhow::Result<()> {
+async fn enrol_people(
+    owner: &mut PgConnection,
+    keys: &[PublicKey],
+    now: OffsetDateTime,
+) -> anyhow::Result<()> {
     for ((handle, display_name, groups), key) in PEOPLE.into_iter().zip(keys) {
         let groups: Vec<_> = groups.iter().map(ToString::to_string).collect();
         let person = store::NewPerson {
@@ -314,8 +343,13 @@ async fn start_task(
     now: OffsetDateTime,
 ) -> anyhow::Result<SecretString> {
     let sponsor = PEOPLE[0].0;
-    let grant =
-        TaskGrant { id: Uuid::now_v7(), agent: AGENT, sponsor, task: TASK, expires_at: now + TOKEN_TTL };
+    let grant = TaskGrant {
+        id: Uuid::now_v7(),
+        agent: AGENT,
+        sponsor,
+        task: TASK,
+        expires_at: now + TOKEN_TTL,
+    };
     let scribe = Scribe { source: origin.to_owned() };
     let subject = Subject { agent: Some(AGENT), sponsor: Some(sponsor), ..Subject::default() };
     let detail = serde_json::json!({ "task_id": grant.id, "task": TASK });
@@ -337,7 +371,8 @@ fn write_env(stack: &Stack, origin: &str, token: &SecretString) -> anyhow::Resul
         ("AWS_REGION", emulator::REGION.to_owned()),
         ("AWS_DEFAULT_REGION", emulator::REGION.to_owned()),
     ];
-    let mut text = String::from("# Written by `brokerd dev`. Use it with:  set -a; . THIS_FILE; set +a\n");
+    let mut text =
+        String::from("# Written by `brokerd dev`. Use it with:  set -a; . THIS_FILE; set +a\n");
     for (name, value) in rows {
         let _ = writeln!(text, "{name}='{value}'");
     }

@@ -74,7 +74,9 @@ impl Error {
             Self::Ended { .. } | Self::StoppedMeanwhile(_) => Kind::Ended,
             Self::Frozen(_) => Kind::Frozen,
             Self::AlreadyIssued(_) => Kind::AlreadyIssued,
-            Self::Mint { source: MintError::Refused { .. } | MintError::Wrong { .. }, .. } => Kind::CloudRefused,
+            Self::Mint { source: MintError::Refused { .. } | MintError::Wrong { .. }, .. } => {
+                Kind::CloudRefused
+            }
             Self::Mint { .. } => Kind::CloudUnavailable,
             Self::TooMany(_) => Kind::TooManyRequests,
             Self::Database(error) if is_away(error) => Kind::DatabaseUnavailable,
@@ -121,12 +123,16 @@ impl Error {
 /// Whether the database could not be asked, as opposed to having said something unexpected.
 fn is_away(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Protocol(_) => true,
         // Class 08: connection; 57P: shutting down or starting up; 53: out of connections, memory or disk.
-        sqlx::Error::Database(error) => {
-            error.code().is_some_and(|it| it.starts_with("08") || it.starts_with("57P") || it.starts_with("53"))
-        }
+        sqlx::Error::Database(error) => error.code().is_some_and(|it| {
+            it.starts_with("08") || it.starts_with("57P") || it.starts_with("53")
+        }),
         _ => false,
     }
 }
@@ -148,7 +154,8 @@ impl IntoResponse for Error {
         };
         let extension = Extension { next: Some(self.next()), reason, lease_id: self.lease_id() };
         let problem = problem(kind, self.to_string(), extension);
-        let mut response = (status, serde_json::to_string(&problem).expect("a problem serializes")).into_response();
+        let mut response = (status, serde_json::to_string(&problem).expect("a problem serializes"))
+            .into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         match kind {

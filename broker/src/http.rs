@@ -61,9 +61,26 @@ async fn guard_answers(request: Request, next: Next) -> Response {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "broker", description = "Scoped, short-lived cloud credentials for AI agents. Errors are RFC 9457 problem documents."),
-    paths(request, leases, lease, credentials, withdraw, statement, sign, login_nonce, login, scopes, whoami, healthz, readyz),
-    components(schemas(WithdrawBody)),
+    info(
+        title = "broker",
+        description = "Scoped, short-lived cloud credentials for AI agents. Errors are RFC 9457 problem documents."
+    ),
+    paths(
+        request,
+        leases,
+        lease,
+        credentials,
+        withdraw,
+        statement,
+        sign,
+        login_nonce,
+        login,
+        scopes,
+        whoami,
+        healthz,
+        readyz
+    ),
+    components(schemas(WithdrawBody))
 )]
 struct ApiDoc;
 
@@ -87,8 +104,10 @@ async fn request(
     Body(body): Body<wire::LeaseRequest>,
 ) -> Result<(StatusCode, Json<wire::Lease>)> {
     let key = idempotency_key(&headers)?;
-    let lease = detached(async move { broker.request(&agent, key.as_deref(), &body).await }).await?;
-    let status = if lease.state == LeaseState::Pending { StatusCode::ACCEPTED } else { StatusCode::CREATED };
+    let lease =
+        detached(async move { broker.request(&agent, key.as_deref(), &body).await }).await?;
+    let status =
+        if lease.state == LeaseState::Pending { StatusCode::ACCEPTED } else { StatusCode::CREATED };
     Ok((status, Json(lease)))
 }
 
@@ -99,7 +118,9 @@ async fn leases(
     Authenticated(caller): Authenticated,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<wire::LeasePage>> {
-    let page = broker.leases(&caller, query.state, query.agent.as_deref(), query.after, query.limit).await?;
+    let page = broker
+        .leases(&caller, query.state, query.agent.as_deref(), query.after, query.limit)
+        .await?;
     Ok(Json(page))
 }
 
@@ -124,7 +145,9 @@ async fn lease(
 ) -> Result<Json<wire::Lease>> {
     let lease = match query.wait_seconds {
         None | Some(0) => broker.lease(&caller, id).await?,
-        Some(seconds) => broker.lease_when_changed(&caller, id, Duration::from_secs(seconds.into())).await?,
+        Some(seconds) => {
+            broker.lease_when_changed(&caller, id, Duration::from_secs(seconds.into())).await?
+        }
     };
     Ok(Json(lease))
 }
@@ -199,7 +222,10 @@ async fn login_nonce(State(broker): Server) -> Json<wire::LoginNonce> {
 
 /// Opens a person's reading session. It approves nothing.
 #[utoipa::path(post, path = "/v1/login", request_body = wire::LoginRequest, responses((status = 200, body = wire::LoginSession)))]
-async fn login(State(broker): Server, Body(body): Body<wire::LoginRequest>) -> Result<Json<wire::LoginSession>> {
+async fn login(
+    State(broker): Server,
+    Body(body): Body<wire::LoginRequest>,
+) -> Result<Json<wire::LoginSession>> {
     Ok(Json(broker.login(&body).await?))
 }
 
@@ -211,7 +237,10 @@ async fn scopes(State(broker): Server, Agent(agent): Agent) -> Result<Json<wire:
 
 /// Who the caller is.
 #[utoipa::path(get, path = "/v1/whoami", responses((status = 200, body = wire::WhoAmI)))]
-async fn whoami(State(broker): Server, Authenticated(caller): Authenticated) -> Result<Json<wire::WhoAmI>> {
+async fn whoami(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+) -> Result<Json<wire::WhoAmI>> {
     Ok(Json(broker.whoami(&caller).await?))
 }
 
@@ -226,20 +255,28 @@ async fn healthz() -> &'static str {
 async fn readyz(State(broker): Server) -> Response {
     match store::ready(&broker.pool).await {
         Ok(true) => "ready\n".into_response(),
-        Ok(false) => (StatusCode::SERVICE_UNAVAILABLE, "the schema is of another version; run `brokerd migrate`\n").into_response(),
+        Ok(false) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the schema is of another version; run `brokerd migrate`\n",
+        )
+            .into_response(),
         Err(error) => Error::from(error).into_response(),
     }
 }
 
 /// Runs a use case to its end even when the client hangs up: a claim must end in `settle`.
-async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     tokio::spawn(work).await.map_err(|error| Error::Internal(error.to_string()))?
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let key = value.to_str().ok().filter(|it| (1..=255).contains(&it.len()));
-    key.map(|it| Some(it.to_owned())).ok_or_else(|| Error::Invalid("an Idempotency-Key has 1 to 255 printable ASCII characters".into()))
+    key.map(|it| Some(it.to_owned())).ok_or_else(|| {
+        Error::Invalid("an Idempotency-Key has 1 to 255 printable ASCII characters".into())
+    })
 }
 
 /// `axum`'s extractors, but what they reject becomes a problem document like any other error.

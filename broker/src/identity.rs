@@ -79,9 +79,13 @@ pub enum TokenError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    #[error("cannot read the instance key {path}: {error}; make one with `openssl genpkey -algorithm ed25519 -out {path}`, readable by this user only")]
+    #[error(
+        "cannot read the instance key {path}: {error}; make one with `openssl genpkey -algorithm ed25519 -out {path}`, readable by this user only"
+    )]
     Read { path: String, error: std::io::Error },
-    #[error("the instance key {path} is not an Ed25519 private key in PKCS #8 PEM; make one with `openssl genpkey -algorithm ed25519`")]
+    #[error(
+        "the instance key {path} is not an Ed25519 private key in PKCS #8 PEM; make one with `openssl genpkey -algorithm ed25519`"
+    )]
     Format { path: String },
 }
 
@@ -130,7 +134,8 @@ impl Tokens {
         let bad = || KeyError::Format { path: name.clone() };
         let key = SigningKey::from_pkcs8_pem(pem.expose_secret()).map_err(|_| bad())?;
         let public = key.verifying_key().to_bytes();
-        let encoding = EncodingKey::from_ed_pem(pem.expose_secret().as_bytes()).map_err(|_| bad())?;
+        let encoding =
+            EncodingKey::from_ed_pem(pem.expose_secret().as_bytes()).map_err(|_| bad())?;
         let x = URL_SAFE_NO_PAD.encode(public);
         // RFC 7638: the members of the public key, in order, without white space.
         let thumbprint = Sha256::digest(format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#));
@@ -146,7 +151,8 @@ impl Tokens {
     pub fn generate_key() -> SecretString {
         let mut seed = [0; 32];
         rand::fill(&mut seed);
-        let pem = SigningKey::from_bytes(&seed).to_pkcs8_pem(LineEnding::LF).expect("a key encodes");
+        let pem =
+            SigningKey::from_bytes(&seed).to_pkcs8_pem(LineEnding::LF).expect("a key encodes");
         SecretString::from(pem.to_string())
     }
 
@@ -156,14 +162,21 @@ impl Tokens {
     }
 
     pub fn task_token(&self, task: TaskGrant<'_>, now: OffsetDateTime) -> SecretString {
-        let claims = TaskClaims { sub: task.agent.into(), sponsor: task.sponsor.into(), task: task.task.into() };
+        let claims = TaskClaims {
+            sub: task.agent.into(),
+            sponsor: task.sponsor.into(),
+            task: task.task.into(),
+        };
         self.sign(TASK, task.id, task.expires_at, now, claims)
     }
 
     /// A reading session for `person`, and when it ends.
     pub fn login_token(&self, person: &str, now: OffsetDateTime) -> (SecretString, OffsetDateTime) {
         let expires_at = now + LOGIN_TTL;
-        (self.sign(LOGIN, Uuid::new_v4(), expires_at, now, LoginClaims { sub: person.into() }), expires_at)
+        (
+            self.sign(LOGIN, Uuid::new_v4(), expires_at, now, LoginClaims { sub: person.into() }),
+            expires_at,
+        )
     }
 
     /// A nonce to sign for a login. It is no secret; the database sees to it that it is used once.
@@ -179,7 +192,11 @@ impl Tokens {
     }
 
     /// Authenticates the value of an `Authorization` header.
-    pub fn authenticate(&self, header: Option<&str>, now: OffsetDateTime) -> Result<Caller, TokenError> {
+    pub fn authenticate(
+        &self,
+        header: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<Caller, TokenError> {
         let header = header.ok_or(TokenError::Missing)?;
         let (scheme, token) = header.split_once(' ').ok_or(TokenError::Missing)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
@@ -292,7 +309,9 @@ mod tests {
     fn a_task_token_names_the_agent_and_its_sponsor_until_it_expires() {
         let tokens = tokens("https://a.example");
         let token = task(&tokens);
-        let Caller::Agent(agent) = bearer(&tokens, &token, NOW).unwrap() else { panic!("not an agent") };
+        let Caller::Agent(agent) = bearer(&tokens, &token, NOW).unwrap() else {
+            panic!("not an agent")
+        };
         assert_eq!((agent.name.as_str(), agent.sponsor.as_str()), ("demo-agent", "alice"));
         assert!(matches!(bearer(&tokens, &token, NOW + Duration::HOUR), Err(TokenError::Expired)));
     }
@@ -305,7 +324,10 @@ mod tests {
         assert!(matches!(tokens.check_nonce(&task(&tokens), NOW), Err(TokenError::OtherKind)));
         let (login, _) = tokens.login_token("bob", NOW);
         assert!(matches!(bearer(&tokens, login.expose_secret(), NOW), Ok(Caller::Person(_))));
-        assert!(matches!(tokens.check_nonce(login.expose_secret(), NOW), Err(TokenError::OtherKind)));
+        assert!(matches!(
+            tokens.check_nonce(login.expose_secret(), NOW),
+            Err(TokenError::OtherKind)
+        ));
     }
 
     #[test]
@@ -319,7 +341,8 @@ mod tests {
 
         let token = task(&ours);
         let (_, rest) = token.split_once('.').unwrap();
-        for header in [r#"{"alg":"none","typ":"task+jwt"}"#, r#"{"alg":"HS256","typ":"task+jwt"}"#] {
+        for header in [r#"{"alg":"none","typ":"task+jwt"}"#, r#"{"alg":"HS256","typ":"task+jwt"}"#]
+        {
             let forged = format!("{}.{rest}", URL_SAFE_NO_PAD.encode(header));
             assert!(bearer(&ours, &forged, NOW).is_err());
         }

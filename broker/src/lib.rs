@@ -40,15 +40,15 @@ pub mod narrow;
 pub mod policy;
 
 #[cfg(feature = "server")]
-pub mod identity;
-#[cfg(feature = "server")]
 pub mod broker;
+#[cfg(feature = "server")]
+pub mod error;
 #[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "server")]
-pub mod server;
+pub mod identity;
 #[cfg(feature = "server")]
-pub mod error;
+pub mod server;
 
 #[cfg(feature = "server")]
 pub mod audit;

@@ -102,7 +102,11 @@ async fn main() -> ExitCode {
         .with_env_filter(EnvFilter::new(&args.log))
         .with_writer(std::io::stderr)
         .with_ansi(terminal);
-    if terminal { logs.init() } else { logs.json().init() }
+    if terminal {
+        logs.init()
+    } else {
+        logs.json().init()
+    }
     match run(args.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -118,7 +122,11 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Dev { dir, listen, home } => {
             let dir = dir.map_or_else(|| home.dev_dir(), Ok)?;
             let cache_dir = home.cache_dir()?;
-            dev::run(dev::Options { dir, listen, cache_dir, search_path: home.search_path }, stopped()?).await
+            dev::run(
+                dev::Options { dir, listen, cache_dir, search_path: home.search_path },
+                stopped()?,
+            )
+            .await
         }
         Command::Migrate { database_url } => {
             store::migrate(&database_url).await?;
@@ -138,8 +146,10 @@ async fn serve(dir: PathBuf, database_url: &str) -> anyhow::Result<()> {
     );
     let listen = config.settings.listen;
     let stopped = stopped()?;
-    let broker = server::compose(config, database_url, StsOptions::default(), Clock::default()).await?;
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let broker =
+        server::compose(config, database_url, StsOptions::default(), Clock::default()).await?;
+    let listener =
+        TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     tracing::info!(%listen, "serving");
     server::serve(broker, listener, stopped).await
 }
@@ -149,7 +159,9 @@ fn check(config: &Config) -> anyhow::Result<()> {
     for scope in config.catalogue.scopes() {
         let signers = match &scope.signers {
             None => "issued at once".to_owned(),
-            Some(rule) => format!("{} of {}, {}", rule.count, rule.groups.join("|"), rule.assurance),
+            Some(rule) => {
+                format!("{} of {}, {}", rule.count, rule.groups.join("|"), rule.assurance)
+            }
         };
         println!("{:<20} {:<18} {:<34} {}", scope.name, scope.tier, signers, scope.tier_because);
     }

@@ -62,7 +62,9 @@ pub enum NarrowError {
     Task(String),
     #[error("the window must be between {} and {}", Span(*shortest), Span(*longest))]
     Window { shortest: Duration, longest: Duration },
-    #[error("the session policy would take {0} characters, and AWS takes {MAX_POLICY_CHARS}; name fewer or shorter ARNs, or ask for two leases")]
+    #[error(
+        "the session policy would take {0} characters, and AWS takes {MAX_POLICY_CHARS}; name fewer or shorter ARNs, or ask for two leases"
+    )]
     PolicyTooLong(usize),
 }
 
@@ -107,7 +109,11 @@ pub fn narrow(
 }
 
 /// The task, the reason and the rollback: lengths, letters, and what a signer must be given.
-fn check_words(scope: &Scope, request: &LeaseRequest, holder: Holder<'_>) -> Result<(), NarrowError> {
+fn check_words(
+    scope: &Scope,
+    request: &LeaseRequest,
+    holder: Holder<'_>,
+) -> Result<(), NarrowError> {
     let task_letter = |it: char| it.is_ascii_alphanumeric() || "_.:/=+@-".contains(it);
     if !(1..=128).contains(&holder.task.len()) || !holder.task.chars().all(task_letter) {
         return Err(NarrowError::Task(holder.task.to_owned()));
@@ -125,7 +131,9 @@ fn check_words(scope: &Scope, request: &LeaseRequest, holder: Holder<'_>) -> Res
 }
 
 fn narrow_actions(scope: &Scope, asked: Option<&[String]>) -> Result<Vec<Action>, NarrowError> {
-    let Some(asked) = check_list(scope, "actions", asked)? else { return Ok(scope.actions.clone()) };
+    let Some(asked) = check_list(scope, "actions", asked)? else {
+        return Ok(scope.actions.clone());
+    };
     let find = |name: &String| {
         let within = scope.actions.iter().find(|it| it.name.eq_ignore_ascii_case(name));
         within.cloned().ok_or_else(|| NarrowError::Action(name.clone()))
@@ -137,7 +145,9 @@ fn narrow_actions(scope: &Scope, asked: Option<&[String]>) -> Result<Vec<Action>
 }
 
 fn narrow_resources(scope: &Scope, asked: Option<&[String]>) -> Result<Vec<Arn>, NarrowError> {
-    let Some(asked) = check_list(scope, "resources", asked)? else { return Ok(scope.resources.clone()) };
+    let Some(asked) = check_list(scope, "resources", asked)? else {
+        return Ok(scope.resources.clone());
+    };
     let mut resources = Vec::with_capacity(asked.len());
     for text in asked {
         let arn = Arn::parse(text)?;
@@ -255,7 +265,11 @@ mod tests {
 
     #[test]
     fn order_case_and_repetition_change_nothing() {
-        let one = ask("staging-rw", Some(&["s3:GetObject", "s3:PutObject"]), Some(&["arn:aws:s3:::staging-app/a"]));
+        let one = ask(
+            "staging-rw",
+            Some(&["s3:GetObject", "s3:PutObject"]),
+            Some(&["arn:aws:s3:::staging-app/a"]),
+        );
         let two = ask(
             "staging-rw",
             Some(&["S3:putobject", "s3:GetObject", "s3:PutObject"]),
@@ -267,7 +281,12 @@ mod tests {
     #[test]
     fn what_is_not_in_the_ceiling_is_refused_by_name() {
         let resource = |text: &str| run(&ask("staging-rw", None, Some(&[text]))).unwrap_err();
-        for outside in ["arn:aws:s3:::prod-app/x", "arn:aws:s3:::staging-app2", "arn:aws:s3:::*", "arn:aws:s3:::staging-ap?/x"] {
+        for outside in [
+            "arn:aws:s3:::prod-app/x",
+            "arn:aws:s3:::staging-app2",
+            "arn:aws:s3:::*",
+            "arn:aws:s3:::staging-ap?/x",
+        ] {
             assert_eq!(resource(outside), NarrowError::Resource(Arn::parse(outside).unwrap()));
         }
         assert!(matches!(resource("*"), NarrowError::Arn(_)));
@@ -275,8 +294,14 @@ mod tests {
         for outside in ["s3:PutBucketPolicy", "s3:*", "*", "s3:GetObject ", "s3:Get\u{41e}bject"] {
             assert_eq!(action(outside), NarrowError::Action(outside.into()));
         }
-        assert_eq!(run(&ask("staging-rw", Some(&[]), None)).unwrap_err(), NarrowError::Empty("actions"));
-        assert_eq!(run(&ask("staging-rw", None, Some(&[]))).unwrap_err(), NarrowError::Empty("resources"));
+        assert_eq!(
+            run(&ask("staging-rw", Some(&[]), None)).unwrap_err(),
+            NarrowError::Empty("actions")
+        );
+        assert_eq!(
+            run(&ask("staging-rw", None, Some(&[]))).unwrap_err(),
+            NarrowError::Empty("resources")
+        );
     }
 
     #[test]
@@ -284,8 +309,14 @@ mod tests {
         let exact = ask("prod-rw", Some(&["s3:PutObject"]), Some(&["arn:aws:s3:::prod-app/x"]));
         let narrowed = run(&exact).unwrap();
         assert!(!narrowed.assume_role.policy.contains("CurrentTime"));
-        assert!(matches!(run(&ask("prod-rw", None, Some(&["arn:aws:s3:::prod-app/x"]))), Err(NarrowError::NotNamed(_))));
-        assert!(matches!(run(&ask("prod-rw", Some(&["s3:PutObject"]), None)), Err(NarrowError::NotNamed(_))));
+        assert!(matches!(
+            run(&ask("prod-rw", None, Some(&["arn:aws:s3:::prod-app/x"]))),
+            Err(NarrowError::NotNamed(_))
+        ));
+        assert!(matches!(
+            run(&ask("prod-rw", Some(&["s3:PutObject"]), None)),
+            Err(NarrowError::NotNamed(_))
+        ));
         let wild = ask("prod-rw", Some(&["s3:PutObject"]), Some(&["arn:aws:s3:::prod-app/*"]));
         assert!(matches!(run(&wild), Err(NarrowError::NotExact(_))));
         let blank = LeaseRequest { rollback: Some("  ".into()), ..exact.clone() };
@@ -296,15 +327,22 @@ mod tests {
 
     #[test]
     fn limits_are_refusals_that_say_the_limit() {
-        let window = |seconds| run(&LeaseRequest { ttl_seconds: Some(seconds), ..ask("staging-rw", None, None) });
+        let window = |seconds| {
+            run(&LeaseRequest { ttl_seconds: Some(seconds), ..ask("staging-rw", None, None) })
+        };
         assert!(window(8 * 3600).is_ok());
         for wrong in [0, 899, 8 * 3600 + 1, u32::MAX] {
             assert!(window(wrong).unwrap_err().to_string().contains("between 15m and 8h"));
         }
-        let names: Vec<_> = (0..100).map(|at| format!("arn:aws:s3:::staging-app/{at:030}")).collect();
+        let names: Vec<_> =
+            (0..100).map(|at| format!("arn:aws:s3:::staging-app/{at:030}")).collect();
         let names: Vec<_> = names.iter().map(String::as_str).collect();
-        assert!(matches!(run(&ask("staging-rw", None, Some(&names))), Err(NarrowError::PolicyTooLong(_))));
-        let wordy = LeaseRequest { reason: Some("\u{f6}".repeat(1001)), ..ask("staging-rw", None, None) };
+        assert!(matches!(
+            run(&ask("staging-rw", None, Some(&names))),
+            Err(NarrowError::PolicyTooLong(_))
+        ));
+        let wordy =
+            LeaseRequest { reason: Some("\u{f6}".repeat(1001)), ..ask("staging-rw", None, None) };
         assert_eq!(run(&wordy), Err(NarrowError::TooLong { what: "reason" }));
     }
 }

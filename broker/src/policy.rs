@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use cedar_policy::{
-    Authorizer, Context, Decision as Verdict, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicyId,
-    PolicySet, Request, RestrictedExpression, Schema, ValidationMode, Validator,
+    Authorizer, Context, Decision as Verdict, Entities, Entity, EntityId, EntityTypeName,
+    EntityUid, PolicyId, PolicySet, Request, RestrictedExpression, Schema, ValidationMode,
+    Validator,
 };
 use time::Duration;
 
@@ -45,7 +46,9 @@ impl Policy {
                     invalid(format!("a rule has no id; write @id(\"…\") before it:\n{policy}"))
                 })?;
                 let policy = policy.new_id(PolicyId::new(id));
-                rules.add(policy).map_err(|error| invalid(format!("{error}; give each rule another @id")))?;
+                rules
+                    .add(policy)
+                    .map_err(|error| invalid(format!("{error}; give each rule another @id")))?;
             }
             if parsed.templates().next().is_some() {
                 return Err(invalid("templates are not supported; write the rule out".into()));
@@ -53,7 +56,8 @@ impl Policy {
         }
         let report = Validator::new(schema.clone()).validate(&rules, ValidationMode::Strict);
         if !report.validation_passed() {
-            let errors = report.validation_errors().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            let errors =
+                report.validation_errors().map(ToString::to_string).collect::<Vec<_>>().join("; ");
             let path = files.first().map(|(path, _)| path.clone()).unwrap_or_default();
             return Err(ConfigError::Invalid { path, message: errors });
         }
@@ -72,7 +76,12 @@ impl Policy {
         }
     }
 
-    fn evaluate(&self, holder: Holder<'_>, scope: &Scope, window: Duration) -> Option<(bool, Vec<String>)> {
+    fn evaluate(
+        &self,
+        holder: Holder<'_>,
+        scope: &Scope,
+        window: Duration,
+    ) -> Option<(bool, Vec<String>)> {
         let text = |it: &str| RestrictedExpression::new_string(it.to_owned());
         let sponsor = uid("Person", holder.sponsor)?;
         let agent = uid("Agent", holder.agent)?;
@@ -95,7 +104,8 @@ impl Policy {
         ])
         .ok()?;
         let request =
-            Request::new(agent, uid("Action", "request")?, target, context, Some(&self.schema)).ok()?;
+            Request::new(agent, uid("Action", "request")?, target, context, Some(&self.schema))
+                .ok()?;
         let answer = Authorizer::new().is_authorized(&request, &self.rules, &entities);
         // A rule that cannot be evaluated is skipped by Cedar; a forbid that is skipped would open the door.
         if answer.diagnostics().errors().next().is_some() {
@@ -137,7 +147,9 @@ mod tests {
     fn the_tier_decides_about_signatures_and_a_rule_that_permits_cannot_waive_them() {
         let ask = policy(ASK).unwrap();
         assert_eq!(decide(&ask, "staging-rw"), Decision::Allow { by: vec!["ask".into()] });
-        let Decision::NeedSignatures { rule, .. } = decide(&ask, "prod-rw") else { panic!("not signed") };
+        let Decision::NeedSignatures { rule, .. } = decide(&ask, "prod-rw") else {
+            panic!("not signed")
+        };
         assert_eq!(rule.count, 1);
     }
 
@@ -146,7 +158,10 @@ mod tests {
         let rules = format!(
             "{ASK} @id(\"not-alice\") forbid (principal, action, resource) when {{ principal.sponsor == Person::\"alice\" }};"
         );
-        assert_eq!(decide(&policy(&rules).unwrap(), "staging-rw"), Decision::Deny { by: vec!["not-alice".into()] });
+        assert_eq!(
+            decide(&policy(&rules).unwrap(), "staging-rw"),
+            Decision::Deny { by: vec!["not-alice".into()] }
+        );
     }
 
     #[test]

@@ -50,24 +50,39 @@ impl Kind {
     /// The problem's `type`, its HTTP status, its title, and the exit code of a command that meets it.
     const fn row(self) -> (&'static str, u16, &'static str, u8) {
         match self {
-            Self::InvalidRequest => ("/problems/invalid-request", 400, "The request is not valid", 2),
+            Self::InvalidRequest => {
+                ("/problems/invalid-request", 400, "The request is not valid", 2)
+            }
             Self::TooLarge => ("/problems/too-large", 413, "The request is too large", 2),
             Self::Unauthenticated => ("/problems/unauthenticated", 401, "Not authenticated", 8),
             Self::NotFound => ("/problems/not-found", 404, "Not found", 2),
-            Self::MethodNotAllowed => ("/problems/method-not-allowed", 405, "Method not allowed", 2),
-            Self::Denied => ("/problems/denied", 403, "Denied by the rules", 4),
-            Self::SignatureRejected => ("/problems/signature-rejected", 403, "The signature does not count", 4),
-            Self::IdempotencyMismatch => {
-                ("/problems/idempotency-mismatch", 422, "This Idempotency-Key was used for another request", 2)
+            Self::MethodNotAllowed => {
+                ("/problems/method-not-allowed", 405, "Method not allowed", 2)
             }
+            Self::Denied => ("/problems/denied", 403, "Denied by the rules", 4),
+            Self::SignatureRejected => {
+                ("/problems/signature-rejected", 403, "The signature does not count", 4)
+            }
+            Self::IdempotencyMismatch => (
+                "/problems/idempotency-mismatch",
+                422,
+                "This Idempotency-Key was used for another request",
+                2,
+            ),
             Self::Pending => ("/problems/pending", 409, "Not signed yet", 3),
             Self::Refused => ("/problems/refused", 409, "Refused by a signer", 5),
             Self::Ended => ("/problems/ended", 409, "The lease has ended", 6),
             Self::Frozen => ("/problems/frozen", 403, "Frozen", 6),
-            Self::AlreadyIssued => ("/problems/already-issued", 409, "Issued already, and only once", 6),
-            Self::CloudRefused => ("/problems/cloud-refused", 502, "AWS did not issue credentials", 1),
+            Self::AlreadyIssued => {
+                ("/problems/already-issued", 409, "Issued already, and only once", 6)
+            }
+            Self::CloudRefused => {
+                ("/problems/cloud-refused", 502, "AWS did not issue credentials", 1)
+            }
             Self::CloudUnavailable => ("/problems/cloud-unavailable", 503, "AWS STS is away", 9),
-            Self::DatabaseUnavailable => ("/problems/database-unavailable", 503, "The database is away", 9),
+            Self::DatabaseUnavailable => {
+                ("/problems/database-unavailable", 503, "The database is away", 9)
+            }
             Self::TooManyRequests => ("/problems/too-many-requests", 429, "Too many requests", 9),
             Self::Internal => ("/problems/internal", 500, "Internal error", 1),
         }

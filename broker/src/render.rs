@@ -17,14 +17,20 @@ pub fn statement(sealed: &Sealed) -> String {
     line("code", &sealed.short_code());
     line("lease", &terms.lease_id.to_string());
     line("broker", &name(&terms.broker.origin));
-    line("who asks", &format!("agent {}, vouched for by {}", name(&terms.agent.name), name(&terms.agent.issuer)));
+    line(
+        "who asks",
+        &format!("agent {}, vouched for by {}", name(&terms.agent.name), name(&terms.agent.issuer)),
+    );
     line("sponsor", &name(&terms.sponsor));
     if let Some(actor) = &terms.actor {
         line("set off by", &name(actor));
     }
     line("account", &format!("{} ({})", name(&terms.account.alias), name(&terms.account.id)));
     line("where", &format!("{}, {}", terms.environment, name(&terms.region)));
-    line("tier", &format!("{}: {}", terms.tier.as_str().to_uppercase(), words(&terms.tier_because)));
+    line(
+        "tier",
+        &format!("{}: {}", terms.tier.as_str().to_uppercase(), words(&terms.tier_because)),
+    );
     line("scope", &name(&terms.scope));
     line("role", &name(&role.role_arn));
     for (at, action) in terms.actions.iter().enumerate() {
@@ -36,7 +42,10 @@ pub fn statement(sealed: &Sealed) -> String {
     }
     line("how often", &format!("any parameters, any number of times, for {minutes} minutes"));
     line("needs", &format!("{} of {}", terms.signers.needed, terms.signers.eligible.join(", ")));
-    line("sign by", &terms.sign_by.format(&time::format_description::well_known::Rfc3339).unwrap_or_default());
+    line(
+        "sign by",
+        &terms.sign_by.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
+    );
     out.push('\n');
     for (label, text) in [
         ("task", &terms.agent_says.task),
@@ -45,7 +54,9 @@ pub fn statement(sealed: &Sealed) -> String {
     ] {
         boxed(&mut out, label, text);
     }
-    if terms.tier == Tier::Destructive || terms.actions.iter().any(|it| it.class == ActionClass::Destructive) {
+    if terms.tier == Tier::Destructive
+        || terms.actions.iter().any(|it| it.class == ActionClass::Destructive)
+    {
         out.push_str("\n  This DESTROYS something. There may be no way back.\n");
     }
     out
@@ -70,7 +81,9 @@ pub fn name(text: &str) -> String {
 
 /// Free text: letters of any script stay; controls, bidi marks, joiners and blanks that hide are shown by code point.
 pub fn words(text: &str) -> String {
-    escape(text, |it| it.is_ascii_graphic() || it == ' ' || (!it.is_ascii() && it.is_alphanumeric()))
+    escape(text, |it| {
+        it.is_ascii_graphic() || it == ' ' || (!it.is_ascii() && it.is_alphanumeric())
+    })
 }
 
 fn escape(text: &str, plain: impl Fn(char) -> bool) -> String {
@@ -108,7 +121,9 @@ mod tests {
         let shown = statement(&Sealed::new(terms).unwrap());
         assert!(shown.chars().all(|it| it == '\n' || !it.is_control()), "{shown}");
         assert!(!shown.contains('\u{202e}') && !shown.contains('\u{200b}'));
-        assert!(shown.contains("ok\\u{1b}[2K\\u{d}\n  |   sponsor      carol\\u{202e}gpj\\u{200b}"));
+        assert!(
+            shown.contains("ok\\u{1b}[2K\\u{d}\n  |   sponsor      carol\\u{202e}gpj\\u{200b}")
+        );
         assert!(shown.contains("U+0430"));
     }
 

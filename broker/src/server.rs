@@ -30,7 +30,8 @@ pub async fn compose(
     let settings = &config.settings;
     let tokens = Tokens::load(&settings.instance_key, &settings.origin)?;
     let sts =
-        Sts::new(settings.aws.region.clone(), settings.aws.call_timeout.std(), sts, clock.clone()).await;
+        Sts::new(settings.aws.region.clone(), settings.aws.call_timeout.std(), sts, clock.clone())
+            .await;
     Ok(Arc::new(Broker::new(config, pool, sts, tokens, clock)))
 }
 
@@ -45,7 +46,8 @@ pub async fn serve(
         tokio::spawn(watch_for_ever(broker.clone())),
         tokio::spawn(make_partitions_for_ever(broker.clone())),
     ];
-    let served = axum::serve(listener, http::router(broker.clone())).with_graceful_shutdown(shutdown).await;
+    let served =
+        axum::serve(listener, http::router(broker.clone())).with_graceful_shutdown(shutdown).await;
     for task in background {
         task.abort();
     }

@@ -209,7 +209,8 @@ pub enum StatementError {
 impl Sealed {
     /// Seals `terms` into canonical bytes. This happens once in a lease's life.
     pub fn new(terms: LeaseTerms) -> Result<Self, StatementError> {
-        let digest = BTreeMap::from([("sha256".to_owned(), terms.assume_role.policy_sha256.clone())]);
+        let digest =
+            BTreeMap::from([("sha256".to_owned(), terms.assume_role.policy_sha256.clone())]);
         let statement = Statement {
             kind: IN_TOTO.to_owned(),
             predicate_type: LEASE_REQUEST.to_owned(),
@@ -341,7 +342,10 @@ pub(crate) mod tests {
                 tags: BTreeMap::from([("broker:scope".into(), "prod-rw".into())]),
                 source_identity: lease_id.to_string(),
             },
-            actions: vec![ActionTerms { action: "s3:PutObject".into(), class: ActionClass::Review }],
+            actions: vec![ActionTerms {
+                action: "s3:PutObject".into(),
+                class: ActionClass::Review,
+            }],
             resources: vec!["arn:aws:s3:::prod-app-data/config.json".into()],
             signers: Signers {
                 eligible: vec!["bob".into(), "carol".into()],

@@ -115,7 +115,8 @@ pub async fn migrate(admin_url: &str) -> Result<(), sqlx::migrate::MigrateError>
 /// Whether the database answers and its schema is the one that this program was built for.
 pub async fn ready(pool: &PgPool) -> Result<bool> {
     let newest = MIGRATOR.iter().map(|it| it.version).max().unwrap_or_default();
-    let applied = sqlx::query_scalar!(r#"select schema_version() as "version!""#).fetch_one(pool).await?;
+    let applied =
+        sqlx::query_scalar!(r#"select schema_version() as "version!""#).fetch_one(pool).await?;
     Ok(applied == newest)
 }
 
@@ -171,10 +172,18 @@ pub struct Terms {
 
 #[derive(Debug)]
 pub enum NewOutcome {
-    Denied { why: String },
+    Denied {
+        why: String,
+    },
     /// Unsigned; with a session when its credentials are wanted in the same answer.
-    Approved { terms: Terms, claim: Option<NewSession> },
-    Pending { terms: Terms, sealed: Sealed },
+    Approved {
+        terms: Terms,
+        claim: Option<NewSession>,
+    },
+    Pending {
+        terms: Terms,
+        sealed: Sealed,
+    },
 }
 
 /// What became of a new lease.
@@ -190,12 +199,21 @@ pub enum Opened {
 }
 
 /// Writes a lease, its statement, its claim and their events: one statement, one commit.
-pub async fn open(pool: &PgPool, scribe: &Scribe, limits: &Limits, lease: NewLease<'_>) -> Result<Opened> {
+pub async fn open(
+    pool: &PgPool,
+    scribe: &Scribe,
+    limits: &Limits,
+    lease: NewLease<'_>,
+) -> Result<Opened> {
     let NewLease { id, agent, request, now, .. } = lease;
     let (state, terms, sealed, claim, why) = match lease.outcome {
         NewOutcome::Denied { why } => (LeaseState::Denied, None, None, None, Some(why)),
-        NewOutcome::Approved { terms, claim } => (LeaseState::Approved, Some(terms), None, claim, None),
-        NewOutcome::Pending { terms, sealed } => (LeaseState::Pending, Some(terms), Some(sealed), None, None),
+        NewOutcome::Approved { terms, claim } => {
+            (LeaseState::Approved, Some(terms), None, claim, None)
+        }
+        NewOutcome::Pending { terms, sealed } => {
+            (LeaseState::Pending, Some(terms), Some(sealed), None, None)
+        }
     };
 
     let mut subject = Subject {
@@ -222,7 +240,13 @@ pub async fn open(pool: &PgPool, scribe: &Scribe, limits: &Limits, lease: NewLea
     let mut events = vec![scribe.body(kind, actor, subject, detail, now)];
     if let Some(session) = &claim {
         subject.session_id = Some(session.id);
-        events.push(scribe.body(EventType::SessionIssuing, actor, subject, json!({ "session_name": session.name }), now));
+        events.push(scribe.body(
+            EventType::SessionIssuing,
+            actor,
+            subject,
+            json!({ "session_name": session.name }),
+            now,
+        ));
     }
 
     let signers = sealed.as_ref().map(|it| &it.terms().signers);
@@ -321,7 +345,9 @@ pub async fn open(pool: &PgPool, scribe: &Scribe, limits: &Limits, lease: NewLea
         })),
         "task-ended" => Opened::TaskEnded,
         "frozen" => Opened::Frozen,
-        "lease requests a minute for this agent" => Opened::TooMany("lease requests a minute for this agent"),
+        "lease requests a minute for this agent" => {
+            Opened::TooMany("lease requests a minute for this agent")
+        }
         "pending leases of this agent" => Opened::TooMany("pending leases of this agent"),
         "live leases of this agent" => Opened::TooMany("live leases of this agent"),
         _ => Opened::TooMany("live leases of this sponsor"),
@@ -353,7 +379,11 @@ pub async fn eligible_signers(
 }
 
 /// The lease that this agent opened with this key, and what it had asked.
-pub async fn by_idempotency_key(pool: &PgPool, agent: &Agent, key: &str) -> Result<Option<(LeaseId, Vec<u8>)>> {
+pub async fn by_idempotency_key(
+    pool: &PgPool,
+    agent: &Agent,
+    key: &str,
+) -> Result<Option<(LeaseId, Vec<u8>)>> {
     let row = sqlx::query!(
         "select id, request_sha256 from lease where agent = $1 and idempotency_key = $2",
         agent.name,
@@ -386,7 +416,9 @@ pub struct Approval {
 
 pub async fn claimable(pool: &PgPool, id: LeaseId, agent: &Agent) -> Result<Option<Claimable>> {
     let viewer = Viewer::Agent { name: &agent.name, sponsor: &agent.sponsor };
-    let Some(lease) = find(pool, Find { id: Some(id), ..Find::by(viewer) }).await?.pop() else { return Ok(None) };
+    let Some(lease) = find(pool, Find { id: Some(id), ..Find::by(viewer) }).await?.pop() else {
+        return Ok(None);
+    };
     let row = sqlx::query!(
         r#"
         select l.assume_role as "assume_role: Json<AssumeRole>", s.bytes as "bytes?"
@@ -449,7 +481,8 @@ pub async fn claim(
         session_id: Some(session.id),
     };
     let detail = json!({ "session_name": session.name });
-    let event = scribe.body(EventType::SessionIssuing, Actor::Agent(&agent.name), subject, detail, now);
+    let event =
+        scribe.body(EventType::SessionIssuing, Actor::Agent(&agent.name), subject, detail, now);
     let row = sqlx::query!(
         r#"
         with claimed as (
@@ -486,7 +519,12 @@ pub async fn claim(
 }
 
 /// Why a lease that its agent may see could not be claimed, beyond what its state says.
-pub async fn claim_obstacle(pool: &PgPool, id: LeaseId, agent: &Agent, now: OffsetDateTime) -> Result<Obstacle> {
+pub async fn claim_obstacle(
+    pool: &PgPool,
+    id: LeaseId,
+    agent: &Agent,
+    now: OffsetDateTime,
+) -> Result<Obstacle> {
     let row = sqlx::query!(
         r#"
         select task_is_live($2, $3) as "live!", is_frozen(l.agent, l.sponsor, l.scope, l.environment) as "frozen!"
@@ -535,8 +573,10 @@ pub async fn settle(
     match outcome {
         Ok(minted) => {
             let detail = json!({ "access_key_id": minted.access_key_id, "session_name": warrant.session.name });
-            let session_event = scribe.body(EventType::SessionIssued, actor, subject, detail.clone(), now);
-            let lease_event = scribe.body(EventType::LeaseIssued, actor, subject, detail.clone(), now);
+            let session_event =
+                scribe.body(EventType::SessionIssued, actor, subject, detail.clone(), now);
+            let lease_event =
+                scribe.body(EventType::LeaseIssued, actor, subject, detail.clone(), now);
             let settled = sqlx::query!(
                 r#"
                 with held as materialized (
@@ -572,7 +612,8 @@ pub async fn settle(
             .told
                 > 0;
             if !settled {
-                let dropped = scribe.body(EventType::SessionDropped, actor, subject, detail.clone(), now);
+                let dropped =
+                    scribe.body(EventType::SessionDropped, actor, subject, detail.clone(), now);
                 let failed = scribe.body(EventType::LeaseFailed, actor, subject, detail, now);
                 record_dropped(pool, &warrant, minted, [dropped, failed], now).await?;
             }
@@ -581,7 +622,8 @@ pub async fn settle(
         Err(error) => {
             let failure = error.to_string();
             let detail = json!({ "why": failure, "access_key_id": error.access_key_id() });
-            let session_event = scribe.body(EventType::SessionFailed, actor, subject, detail.clone(), now);
+            let session_event =
+                scribe.body(EventType::SessionFailed, actor, subject, detail.clone(), now);
             let lease_event = scribe.body(EventType::LeaseFailed, actor, subject, detail, now);
             let settled = sqlx::query!(
                 r#"
@@ -675,8 +717,13 @@ pub async fn redeliver(
         session_id: Some(session_id),
         ..Subject::default()
     };
-    let event =
-        scribe.body(EventType::SessionRedelivered, Actor::Agent(&agent.name), subject, serde_json::Value::Null, now);
+    let event = scribe.body(
+        EventType::SessionRedelivered,
+        Actor::Agent(&agent.name),
+        subject,
+        serde_json::Value::Null,
+        now,
+    );
     let row = sqlx::query!(
         r#"
         with delivered as (
@@ -911,8 +958,13 @@ pub async fn withdraw(
         session_id: None,
     };
     let reason = reason.unwrap_or("withdrawn by the agent");
-    let event =
-        scribe.body(EventType::LeaseWithdrawn, Actor::Agent(&agent.name), subject, json!({ "why": reason }), now);
+    let event = scribe.body(
+        EventType::LeaseWithdrawn,
+        Actor::Agent(&agent.name),
+        subject,
+        json!({ "why": reason }),
+        now,
+    );
     let row = sqlx::query!(
         r#"
         with withdrawn as (
@@ -940,9 +992,15 @@ pub async fn withdraw(
 /// Who looks: nobody sees a lease that is not theirs to see.
 #[derive(Clone, Copy, Debug)]
 pub enum Viewer<'a> {
-    Agent { name: &'a str, sponsor: &'a str },
+    Agent {
+        name: &'a str,
+        sponsor: &'a str,
+    },
     /// Sees what they sponsor and what they may sign; `all` for operations.
-    Person { handle: &'a str, all: bool },
+    Person {
+        handle: &'a str,
+        all: bool,
+    },
 }
 
 /// Which leases, newest first.
@@ -1042,7 +1100,9 @@ pub async fn find(pool: &PgPool, find: Find<'_>) -> Result<Vec<wire::Lease>> {
 
 /// The exact bytes of a lease's statement.
 pub async fn statement(pool: &PgPool, id: LeaseId) -> Result<Option<Vec<u8>>> {
-    sqlx::query_scalar!("select bytes from statement where lease_id = $1", id.0).fetch_optional(pool).await
+    sqlx::query_scalar!("select bytes from statement where lease_id = $1", id.0)
+        .fetch_optional(pool)
+        .await
 }
 
 #[derive(Debug)]
@@ -1065,7 +1125,9 @@ pub async fn active_person(pool: &PgPool, handle: &str) -> Result<Option<Person>
 
 /// Whether an agent's task lives and its sponsor is active.
 pub async fn task_is_live(pool: &PgPool, agent: &Agent, now: OffsetDateTime) -> Result<bool> {
-    sqlx::query_scalar!(r#"select task_is_live($1, $2) as "live!""#, agent.task_id, now).fetch_one(pool).await
+    sqlx::query_scalar!(r#"select task_is_live($1, $2) as "live!""#, agent.task_id, now)
+        .fetch_one(pool)
+        .await
 }
 
 /// Spends a login nonce. `false` when it was spent before.
@@ -1119,7 +1181,11 @@ pub async fn admin(url: &str) -> Result<PgConnection> {
 }
 
 /// Enrols a person with a key; whoever is there already stays as they are.
-pub async fn enrol(owner: &mut PgConnection, person: NewPerson<'_>, now: OffsetDateTime) -> Result<()> {
+pub async fn enrol(
+    owner: &mut PgConnection,
+    person: NewPerson<'_>,
+    now: OffsetDateTime,
+) -> Result<()> {
     sqlx::query!(
         r#"
         with person as (
@@ -1145,7 +1211,12 @@ pub async fn enrol(owner: &mut PgConnection, person: NewPerson<'_>, now: OffsetD
 }
 
 /// Starts a task, with its event.
-pub async fn start_task(owner: &mut PgConnection, task: TaskGrant<'_>, event: Vec<u8>, now: OffsetDateTime) -> Result<()> {
+pub async fn start_task(
+    owner: &mut PgConnection,
+    task: TaskGrant<'_>,
+    event: Vec<u8>,
+    now: OffsetDateTime,
+) -> Result<()> {
     sqlx::query!(
         r#"
         with started as (
@@ -1171,12 +1242,18 @@ pub async fn start_task(owner: &mut PgConnection, task: TaskGrant<'_>, event: Ve
 /// Ends what time has ended, and settles what a crash left behind. Returns how many rows changed.
 ///
 /// Any replica may sweep; of those that try at once, one does. Rows that somebody holds are left for next time.
-pub async fn sweep(pool: &PgPool, scribe: &Scribe, limits: &Limits, now: OffsetDateTime) -> Result<u64> {
+pub async fn sweep(
+    pool: &PgPool,
+    scribe: &Scribe,
+    limits: &Limits,
+    now: OffsetDateTime,
+) -> Result<u64> {
     const LOCK: i64 = 0x0062_726f_6b65_7201;
     let mut transaction = pool.begin().await?;
-    let elected = sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "elected!""#, LOCK)
-        .fetch_one(&mut *transaction)
-        .await?;
+    let elected =
+        sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "elected!""#, LOCK)
+            .fetch_one(&mut *transaction)
+            .await?;
     if !elected {
         return Ok(0);
     }
@@ -1229,7 +1306,13 @@ pub async fn sweep(pool: &PgPool, scribe: &Scribe, limits: &Limits, now: OffsetD
         .await?;
         changed += 1;
         if lost && row.signed && row.lease_state == "approved" {
-            let event = scribe.body(EventType::LeaseFailed, Actor::Broker, subject, json!({ "why": why }), now);
+            let event = scribe.body(
+                EventType::LeaseFailed,
+                Actor::Broker,
+                subject,
+                json!({ "why": why }),
+                now,
+            );
             sqlx::query!(
                 r#"
                 with ended as (
@@ -1272,7 +1355,8 @@ pub async fn sweep(pool: &PgPool, scribe: &Scribe, limits: &Limits, now: OffsetD
             lease_id: Some(LeaseId(row.id)),
             session_id: None,
         };
-        let kind = if row.next == "lapsed" { EventType::LeaseLapsed } else { EventType::LeaseExpired };
+        let kind =
+            if row.next == "lapsed" { EventType::LeaseLapsed } else { EventType::LeaseExpired };
         let event = scribe.body(kind, Actor::Broker, subject, json!({ "why": row.why }), now);
         sqlx::query!(
             r#"

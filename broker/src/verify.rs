@@ -89,12 +89,16 @@ impl Rejection {
             Self::Malformed | Self::WrongNamespace | Self::NotThisStatement => {
                 "Sign with `broker sign`, which fetches the statement and signs exactly those bytes."
             }
-            Self::UnknownKey | Self::KeyRevoked => "Sign with a key that is enrolled for you, or have one enrolled.",
+            Self::UnknownKey | Self::KeyRevoked => {
+                "Sign with a key that is enrolled for you, or have one enrolled."
+            }
             Self::WrongApplication | Self::AssuranceTooLow => {
                 "Sign with a hardware key made with `-O application=ssh:broker` and enrolled at the demanded assurance."
             }
             Self::NotTouched => "Touch the key when it asks.",
-            Self::NotVerified => "Use a key made with `-O verify-required`, and give its PIN or fingerprint.",
+            Self::NotVerified => {
+                "Use a key made with `-O verify-required`, and give its PIN or fingerprint."
+            }
             Self::Sponsor | Self::Actor | Self::NotEligible | Self::PersonDisabled => {
                 "Ask one of the eligible signers that the lease names."
             }
@@ -170,7 +174,9 @@ pub fn check_signature(
         (Assurance::Software, None) => {}
         (Assurance::Present | Assurance::Verified, None) => return Err(Rejection::AssuranceTooLow),
         (_, Some(touch)) if !touch.present => return Err(Rejection::NotTouched),
-        (Assurance::Verified, Some(touch)) if !touch.verified => return Err(Rejection::NotVerified),
+        (Assurance::Verified, Some(touch)) if !touch.verified => {
+            return Err(Rejection::NotVerified);
+        }
         (_, Some(_)) => {}
     }
     Ok(touch)
@@ -201,7 +207,11 @@ pub struct Signer<'a> {
 }
 
 /// Whether `signer` may decide over `terms` at `now`. Compares people, never keys.
-pub fn check_signer(terms: &LeaseTerms, signer: &Signer<'_>, now: OffsetDateTime) -> Result<(), Rejection> {
+pub fn check_signer(
+    terms: &LeaseTerms,
+    signer: &Signer<'_>,
+    now: OffsetDateTime,
+) -> Result<(), Rejection> {
     if !signer.active {
         return Err(Rejection::PersonDisabled);
     }
@@ -255,7 +265,11 @@ mod tests {
         UnverifiedSignature::parse(&signature.to_pem(LineEnding::LF).unwrap()).unwrap()
     }
 
-    fn check(signature: &UnverifiedSignature, key: &EnrolledKey, body: &[u8]) -> Result<Option<Touch>, Rejection> {
+    fn check(
+        signature: &UnverifiedSignature,
+        key: &EnrolledKey,
+        body: &[u8],
+    ) -> Result<Option<Touch>, Rejection> {
         check_signature(signature, key, Meaning::LeaseApproval, body, Assurance::Software, NOW)
     }
 
@@ -268,7 +282,11 @@ mod tests {
         for at in 0..sealed.bytes().len() {
             let mut bytes = sealed.bytes().to_vec();
             bytes[at] ^= 1;
-            assert_eq!(check(&signature, &enrolled, &bytes), Err(Rejection::NotThisStatement), "byte {at}");
+            assert_eq!(
+                check(&signature, &enrolled, &bytes),
+                Err(Rejection::NotThisStatement),
+                "byte {at}"
+            );
         }
     }
 
@@ -281,9 +299,16 @@ mod tests {
         }
         // The right namespace around the wrong payload type.
         let raw = private
-            .sign(Meaning::LeaseApproval.namespace(), HashAlg::Sha512, &Meaning::LeaseRefusal.message(b"{}"))
+            .sign(
+                Meaning::LeaseApproval.namespace(),
+                HashAlg::Sha512,
+                &Meaning::LeaseRefusal.message(b"{}"),
+            )
             .unwrap();
-        assert_eq!(check(&UnverifiedSignature(raw), &enrolled, b"{}"), Err(Rejection::NotThisStatement));
+        assert_eq!(
+            check(&UnverifiedSignature(raw), &enrolled, b"{}"),
+            Err(Rejection::NotThisStatement)
+        );
     }
 
     #[test]
@@ -316,10 +341,22 @@ mod tests {
         let bob = Signer { handle: "bob", active: true, in_group: true };
         let mut terms = terms();
         assert_eq!(check_signer(&terms, &bob, NOW), Ok(()));
-        assert_eq!(check_signer(&terms, &Signer { active: false, ..bob }, NOW), Err(Rejection::PersonDisabled));
-        assert_eq!(check_signer(&terms, &Signer { in_group: false, ..bob }, NOW), Err(Rejection::NotEligible));
-        assert_eq!(check_signer(&terms, &Signer { handle: "dave", ..bob }, NOW), Err(Rejection::NotEligible));
-        assert_eq!(check_signer(&terms, &bob, terms.sign_by + Duration::SECOND), Err(Rejection::TooLate));
+        assert_eq!(
+            check_signer(&terms, &Signer { active: false, ..bob }, NOW),
+            Err(Rejection::PersonDisabled)
+        );
+        assert_eq!(
+            check_signer(&terms, &Signer { in_group: false, ..bob }, NOW),
+            Err(Rejection::NotEligible)
+        );
+        assert_eq!(
+            check_signer(&terms, &Signer { handle: "dave", ..bob }, NOW),
+            Err(Rejection::NotEligible)
+        );
+        assert_eq!(
+            check_signer(&terms, &bob, terms.sign_by + Duration::SECOND),
+            Err(Rejection::TooLate)
+        );
         terms.actor = Some("bob".into());
         assert_eq!(check_signer(&terms, &bob, NOW), Err(Rejection::Actor));
 

@@ -17,9 +17,9 @@ pub const VERIFIED: u8 = 0x05;
 pub struct Key {
     secret: SigningKey,
     hardware: bool,
-    pub application: String,
+    application: String,
     /// What the pretended authenticator says of the human.
-    pub flags: u8,
+    flags: u8,
 }
 
 impl Key {
@@ -39,6 +39,16 @@ impl Key {
         seed[16..].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
         let secret = SigningKey::from_bytes(&seed);
         Self { secret, hardware, application: SK_APPLICATION.to_owned(), flags: VERIFIED }
+    }
+
+    /// The same key, whose authenticator says something else of the human.
+    pub fn with_flags(&self, flags: u8) -> Self {
+        Self { flags, ..self.clone() }
+    }
+
+    /// A hardware key that was made for another purpose.
+    pub fn hardware_for(application: &str) -> Self {
+        Self { application: application.to_owned(), ..Self::hardware() }
     }
 
     fn key_data(&self) -> KeyData {
@@ -92,7 +102,8 @@ impl Key {
             Signature::new(Algorithm::Ed25519, self.secret.sign(&data).to_bytes().to_vec())
         };
         let signature = signature.expect("a signature");
-        let armored = SshSig::new(self.key_data(), namespace, HashAlg::Sha512, signature).expect("an SSHSIG");
+        let armored =
+            SshSig::new(self.key_data(), namespace, HashAlg::Sha512, signature).expect("an SSHSIG");
         armored.to_pem(LineEnding::LF).expect("armor")
     }
 }

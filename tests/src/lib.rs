@@ -178,7 +178,8 @@ impl TestBroker {
                 .body(Body::from(body.to_string())),
             None => request.body(Body::empty()),
         };
-        let answer = self.router.clone().oneshot(request.expect("a request")).await.expect("infallible");
+        let answer =
+            self.router.clone().oneshot(request.expect("a request")).await.expect("infallible");
         let (parts, body) = answer.into_parts();
         let bytes = body.collect().await.expect("a body").to_bytes();
         let body = serde_json::from_slice(&bytes)
@@ -203,7 +204,11 @@ impl TestBroker {
     /// The bytes that a signer signs.
     pub async fn statement(&self, id: LeaseId) -> Vec<u8> {
         let sql = "select bytes from statement where lease_id = $1";
-        sqlx::query_scalar(sql).bind(id.0).fetch_one(&self.database.owner).await.expect("a statement")
+        sqlx::query_scalar(sql)
+            .bind(id.0)
+            .fetch_one(&self.database.owner)
+            .await
+            .expect("a statement")
     }
 
     /// Sends `key`'s approval of what is stored.
@@ -246,7 +251,9 @@ impl TestBroker {
     /// A second replica: another process would share only the database, the configuration and STS.
     pub async fn replica(&self, sts: StsOptions) -> Self {
         let config = Config::load(self.config_dir.path()).expect("loaded before");
-        let broker = server::compose(config, &self.database.app_url, sts, self.clock.clone()).await.expect("composed before");
+        let broker = server::compose(config, &self.database.app_url, sts, self.clock.clone())
+            .await
+            .expect("composed before");
         Self {
             router: http::router(broker.clone()),
             broker,
@@ -287,14 +294,27 @@ impl People {
         Self {
             alice: enrol(database, "alice", &signers, software, now).await,
             bob: enrol(database, "bob", &signers, software, now).await,
-            carol: enrol(database, "carol", &["production-signers", "backup-signers", "ops"], software, now).await,
+            carol: enrol(
+                database,
+                "carol",
+                &["production-signers", "backup-signers", "ops"],
+                software,
+                now,
+            )
+            .await,
             dave: enrol(database, "dave", &[], software, now).await,
         }
     }
 }
 
 /// Enrols a person with a new key: a plain one, or simulated hardware.
-pub async fn enrol(database: &Database, handle: &str, groups: &[&str], software: bool, now: OffsetDateTime) -> Key {
+pub async fn enrol(
+    database: &Database,
+    handle: &str,
+    groups: &[&str],
+    software: bool,
+    now: OffsetDateTime,
+) -> Key {
     let key = if software { Key::software() } else { Key::hardware() };
     let groups: Vec<_> = groups.iter().map(ToString::to_string).collect();
     let person = store::NewPerson {
@@ -313,8 +333,20 @@ pub async fn enrol(database: &Database, handle: &str, groups: &[&str], software:
 }
 
 /// Starts a task and makes its token.
-pub async fn start_task(database: &Database, tokens: &Tokens, agent: &str, sponsor: &str, now: OffsetDateTime) -> String {
-    let grant = TaskGrant { id: Uuid::now_v7(), agent, sponsor, task: "T-1", expires_at: now + Duration::hours(8) };
+pub async fn start_task(
+    database: &Database,
+    tokens: &Tokens,
+    agent: &str,
+    sponsor: &str,
+    now: OffsetDateTime,
+) -> String {
+    let grant = TaskGrant {
+        id: Uuid::now_v7(),
+        agent,
+        sponsor,
+        task: "T-1",
+        expires_at: now + Duration::hours(8),
+    };
     let scribe = broker::audit::Scribe { source: "http://localhost:1".into() };
     let event = scribe.body(
         broker::audit::EventType::TaskStarted,

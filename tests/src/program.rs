@@ -1,11 +1,15 @@
 //! Our own programs, run as their users run them.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -15,7 +19,11 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 pub fn binary(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("our own path");
     let path = tests.ancestors().nth(2).expect("target/debug/deps").join(name);
-    assert!(path.exists(), "{} is not built; run `cargo build --workspace` first, or `make test`", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built; run `cargo build --workspace` first, or `make test`",
+        path.display()
+    );
     path
 }
 
@@ -53,7 +61,10 @@ pub struct Server {
 impl Server {
     pub async fn stop(mut self, how: &str) -> ExitStatus {
         signal(&self.child, how).await;
-        tokio::time::timeout(STOP_LIMIT, self.child.wait()).await.expect("it stops in time").expect("it ends")
+        tokio::time::timeout(STOP_LIMIT, self.child.wait())
+            .await
+            .expect("it stops in time")
+            .expect("it ends")
     }
 
     pub fn log(&self) -> String {
@@ -87,11 +98,15 @@ impl Dev {
         let _ = std::fs::remove_file(&file);
         let dir_name = dir.display().to_string();
         let log = dir.with_extension("log");
-        let mut server = Server::start(&["dev", "--dir", &dir_name, "--listen", "127.0.0.1:0"], more, &log);
+        let mut server =
+            Server::start(&["dev", "--dir", &dir_name, "--listen", "127.0.0.1:0"], more, &log);
         let ready = async {
             while !file.exists() {
                 if let Ok(Some(status)) = server.child.try_wait() {
-                    panic!("brokerd dev ended ({status}):\n{}", std::fs::read_to_string(&log).unwrap_or_default());
+                    panic!(
+                        "brokerd dev ended ({status}):\n{}",
+                        std::fs::read_to_string(&log).unwrap_or_default()
+                    );
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -112,10 +127,15 @@ impl Dev {
     }
 
     pub async fn run(&self, path: impl AsRef<Path>, args: &[&str]) -> Output {
-        let state = self.dir.with_extension("state").display().to_string();
+        self.command(path, args).output().await.expect("it runs")
+    }
+
+    /// The same, for more settings. People's sessions are kept beside the directory, and `broker` is in `BROKER_CLI`.
+    pub fn command(&self, path: impl AsRef<Path>, args: &[&str]) -> Command {
         let mut command = program(path, &self.environment);
-        command.args(args).env("XDG_STATE_HOME", state).env("AWS_CLI", aws_cli());
-        command.output().await.expect("it runs")
+        command.args(args).env("XDG_STATE_HOME", self.dir.with_extension("state"));
+        command.env("AWS_CLI", aws_cli()).env("BROKER_CLI", binary("broker"));
+        command
     }
 
     pub fn key(&self, person: &str) -> String {
@@ -127,9 +147,78 @@ impl Dev {
 pub fn dev_dir() -> (TempDir, PathBuf) {
     use std::os::unix::fs::PermissionsExt;
     let root = tempfile::tempdir().expect("a temporary directory");
-    std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o711)).expect("our own directory");
+    std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o711))
+        .expect("our own directory");
     let dir = root.path().join("dev");
     (root, dir)
+}
+
+/// What an HTTP server answered.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    /// JSON, or else text.
+    pub body: Value,
+}
+
+impl Reply {
+    /// The problem's `type`, or nothing.
+    pub fn problem(&self) -> &str {
+        self.body["type"].as_str().unwrap_or_default()
+    }
+}
+
+/// Sends one request to this machine's `port`, on a connection of its own.
+pub async fn http(
+    port: u16,
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+    body: Option<&Value>,
+) -> io::Result<Reply> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(request(method, path, token, body).as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    let answer = text(&answer);
+    let unfinished =
+        || io::Error::new(io::ErrorKind::UnexpectedEof, format!("hung up after {answer:?}"));
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(unfinished)?;
+    let status = head.split(' ').nth(1).and_then(|it| it.parse().ok()).ok_or_else(unfinished)?;
+    let body = serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned()));
+    Ok(Reply { status, body })
+}
+
+/// A request as it travels, asking the server to close the connection after its answer.
+pub fn request(method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> String {
+    let token = token.map(|it| format!("Authorization: Bearer {it}\r\n")).unwrap_or_default();
+    let body = body.map(ToString::to_string).unwrap_or_default();
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{token}\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// A port that nobody listens on.
+pub async fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// Whether somebody listens on that port of this machine.
+pub async fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+}
+
+/// Looks until `holds`, and fails when it does not within `limit`.
+pub async fn until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool) {
+    let look = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(limit, look).await.is_ok(), "not within {limit:?}: {what}");
 }
 
 /// What a program printed, as text.

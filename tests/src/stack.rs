@@ -33,7 +33,8 @@ pub fn shared() -> &'static Shared {
         let (sender, receiver) = mpsc::channel();
         // A thread of its own, whose runtime outlives each test's.
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
             runtime.expect("a runtime").block_on(keep(&sender));
         });
         receiver.recv().expect("the stack starts; see the panic above")
@@ -45,7 +46,9 @@ impl Shared {
         let (id, secret) = &self.broker_key;
         StsOptions {
             endpoint: Some(self.endpoint.clone()),
-            credentials: Some(SharedCredentialsProvider::new(Credentials::new(id, secret, None, None, "test"))),
+            credentials: Some(SharedCredentialsProvider::new(Credentials::new(
+                id, secret, None, None, "test",
+            ))),
         }
     }
 }
@@ -64,12 +67,14 @@ async fn keep(started: &mpsc::Sender<Shared>) {
         external_id: stack.emulator.external_id().to_owned(),
         broker_key: (key.access_key_id.clone(), key.secret_access_key.expose_secret().to_owned()),
         superuser_url: superuser_url.clone(),
-        urls: [stack.app_url(TEMPLATE), stack.admin_url(TEMPLATE), stack.ops_url(TEMPLATE)].map(text),
+        urls: [stack.app_url(TEMPLATE), stack.admin_url(TEMPLATE), stack.ops_url(TEMPLATE)]
+            .map(text),
         done,
     };
     started.send(shared).unwrap_or_else(|_| panic!("somebody waits for the stack"));
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         while let Ok(name) = dropped.recv() {
             let sql = format!("drop database if exists {name} with (force)");
             runtime.block_on(superuser(&superuser_url, sql));
@@ -81,7 +86,9 @@ async fn keep(started: &mpsc::Sender<Shared>) {
 
 /// A directory that PostgreSQL's user can reach and no other run uses. Left-overs of a dead run are taken over.
 async fn own_dir() -> (Place, PathBuf) {
-    let checkout = env!("CARGO_MANIFEST_DIR").bytes().fold(0_u32, |sum, byte| sum.rotate_left(5) ^ u32::from(byte));
+    let checkout = env!("CARGO_MANIFEST_DIR")
+        .bytes()
+        .fold(0_u32, |sum, byte| sum.rotate_left(5) ^ u32::from(byte));
     for number in 0..16 {
         let dir = std::env::temp_dir().join(format!("broker-tests-{checkout:08x}-{number}"));
         let Ok(place) = Place::take(&dir, "tests").await else { continue };
@@ -102,7 +109,8 @@ pub fn options(dir: &Path) -> Options {
     #[expect(clippy::disallowed_methods, reason = "the edge of the tests")]
     let var = |name: &str| std::env::var(name).ok().filter(|it| !it.is_empty());
     let cache = var("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| var("HOME").map(|it| Path::new(&it).join(".cache"))).expect("HOME is set");
+    let cache =
+        cache.or_else(|| var("HOME").map(|it| Path::new(&it).join(".cache"))).expect("HOME is set");
     Options {
         dir: dir.to_owned(),
         listen: "127.0.0.1:0".parse().expect("an address"),
@@ -113,7 +121,10 @@ pub fn options(dir: &Path) -> Options {
 
 async fn superuser(url: &str, sql: String) {
     let mut connection = PgConnection::connect(url).await.expect("PostgreSQL answers");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.expect("an administrator may");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+        .execute(&mut connection)
+        .await
+        .expect("an administrator may");
     connection.close().await.expect("closed");
 }
 
@@ -142,7 +153,11 @@ impl Database {
     pub async fn new() -> Self {
         let shared = tokio::task::spawn_blocking(shared).await.expect("the stack starts");
         let name = format!("t_{}", Uuid::new_v4().simple());
-        superuser(&shared.superuser_url, format!("create database {name} template {TEMPLATE} owner broker_owner")).await;
+        superuser(
+            &shared.superuser_url,
+            format!("create database {name} template {TEMPLATE} owner broker_owner"),
+        )
+        .await;
         let url = |template: &String| template.replace(TEMPLATE, &name);
         let [app_url, admin_url, ops_url] = shared.urls.each_ref().map(url);
         let owner = PgPoolOptions::new()
@@ -163,7 +178,15 @@ impl Database {
         } else {
             superuser_url
         };
-        Self { drop: Arc::new(DropDatabase(name.clone())), name, app_url, admin_url, ops_url, superuser_url, owner }
+        Self {
+            drop: Arc::new(DropDatabase(name.clone())),
+            name,
+            app_url,
+            admin_url,
+            ops_url,
+            superuser_url,
+            owner,
+        }
     }
 
     /// The same database, for another replica.

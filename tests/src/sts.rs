@@ -19,15 +19,28 @@ use tokio::sync::Semaphore;
 #[derive(Clone, Debug)]
 pub enum Mood {
     /// Mints what was asked, starting at this time.
-    Good { now: OffsetDateTime },
+    Good {
+        now: OffsetDateTime,
+    },
     /// Mints sessions that last otherwise than asked.
-    Lasting { now: OffsetDateTime, seconds: i64 },
+    Lasting {
+        now: OffsetDateTime,
+        seconds: i64,
+    },
     /// Mints for another role than asked.
-    OtherRole { now: OffsetDateTime },
+    OtherRole {
+        now: OffsetDateTime,
+    },
     /// Answers with an error document.
-    Error { status: u16, code: &'static str },
+    Error {
+        status: u16,
+        code: &'static str,
+    },
     /// Throttles so many calls, then mints.
-    Throttling { now: OffsetDateTime, calls: usize },
+    Throttling {
+        now: OffsetDateTime,
+        calls: usize,
+    },
     Garbage,
     /// A well-formed answer with nothing in it.
     Empty,
@@ -94,7 +107,12 @@ impl FakeSts {
 
     /// Holds answers back until [`FakeSts::release`].
     pub async fn hold(&self) {
-        self.shared.gate.acquire_many(PLENTY.try_into().expect("fits")).await.expect("open").forget();
+        self.shared
+            .gate
+            .acquire_many(PLENTY.try_into().expect("fits"))
+            .await
+            .expect("open")
+            .forget();
     }
 
     pub fn release(&self) {
@@ -108,15 +126,18 @@ impl FakeSts {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(20), arrival).await.expect("the call arrives");
+        tokio::time::timeout(std::time::Duration::from_secs(20), arrival)
+            .await
+            .expect("the call arrives");
     }
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, body: String) -> Response {
-    let form: BTreeMap<String, String> = form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+    let form: BTreeMap<String, String> =
+        form_urlencoded::parse(body.as_bytes()).into_owned().collect();
     shared.requests.lock().expect("no panic").push(form.clone());
     let call = shared.calls.fetch_add(1, Ordering::SeqCst);
-    shared.gate.acquire().await.expect("open").forget();
+    drop(shared.gate.acquire().await.expect("open"));
     let mood = shared.mood.lock().expect("no panic").clone();
     let asked = form.get("DurationSeconds").and_then(|it| it.parse().ok()).unwrap_or(0);
     let role = form.get("RoleArn").map_or("", String::as_str);
@@ -137,7 +158,13 @@ async fn answer(State(shared): State<Arc<Shared>>, body: String) -> Response {
 pub const SECRET_MARK: &str = "fAkE/SeCrEt+KeY/oF+a/MiNtEd+SeSsIoN";
 pub const TOKEN_MARK: &str = "FwoGZXIvYXdzEFAKEtokenOFaMINTEDsession";
 
-fn minted(form: &BTreeMap<String, String>, role: &str, now: OffsetDateTime, seconds: i64, call: usize) -> Response {
+fn minted(
+    form: &BTreeMap<String, String>,
+    role: &str,
+    now: OffsetDateTime,
+    seconds: i64,
+    call: usize,
+) -> Response {
     let expiration = (now + Duration::seconds(seconds)).format(&Rfc3339).expect("a time");
     let session = form.get("RoleSessionName").map_or("", String::as_str);
     let identity = form.get("SourceIdentity").map_or("", String::as_str);

@@ -1,0 +1,134 @@
+//! The whole surface: every documented route without authority, and nothing undocumented.
+
+use axum::http::{Method, StatusCode};
+use broker::http::api_document;
+use serde_json::{Value, json};
+use tests::sts::FakeSts;
+use tests::{Answer, TestBroker};
+
+/// Routes that need no token, with what a caller without any authority gets.
+const OPEN: [(&str, &str, u16); 5] = [
+    ("post", "/v1/leases/{id}/signatures", 403),
+    ("post", "/v1/login/nonce", 200),
+    ("post", "/v1/login", 403),
+    ("get", "/healthz", 200),
+    ("get", "/readyz", 200),
+];
+
+#[tokio::test]
+async fn every_route_of_the_document_without_authority_gives_nothing_away() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let id = broker.pending_lease().await;
+    let document = serde_json::to_value(api_document()).unwrap();
+    let mut seen = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            seen += 1;
+            let body = match path.as_str() {
+                "/v1/leases/{id}/signatures" => json!({ "decision": "approve", "signature": "x" }),
+                "/v1/login" => json!({ "nonce": "x", "signature": "x" }),
+                _ => json!({ "scope": "staging-rw" }),
+            };
+            let send = async |token: Option<&str>| {
+                let method: Method = method.to_uppercase().parse().unwrap();
+                let body = (method == Method::POST).then(|| body.clone());
+                broker.send(method, &path.replace("{id}", &id.to_string()), token, &[], body).await
+            };
+            let open = OPEN.iter().find(|(m, p, _)| m == method && p == path);
+            for token in [None, Some(""), Some("x.y.z"), Some("null")] {
+                let answer = send(token).await;
+                match open {
+                    Some((_, _, status)) => {
+                        assert_eq!(answer.status.as_u16(), *status, "{method} {path}")
+                    }
+                    None => {
+                        assert_eq!(
+                            answer.status,
+                            StatusCode::UNAUTHORIZED,
+                            "{method} {path}: {}",
+                            answer.body
+                        );
+                        assert_eq!(answer.headers["www-authenticate"], "Bearer");
+                    }
+                }
+                if !answer.status.is_success() {
+                    is_a_problem(&answer);
+                }
+                assert_eq!(answer.headers["cache-control"], "no-store", "{method} {path}");
+            }
+        }
+    }
+    assert!(seen >= 13, "{seen} routes");
+    assert_eq!(sts.calls(), 0);
+    let leases: i64 = sqlx::query_scalar("select count(*) from lease")
+        .fetch_one(&broker.database.owner)
+        .await
+        .unwrap();
+    assert_eq!(leases, 1);
+}
+
+fn is_a_problem(answer: &Answer) {
+    assert_eq!(answer.headers["content-type"], "application/problem+json", "{}", answer.body);
+    for member in ["type", "title", "detail", "next"] {
+        assert!(answer.body[member].is_string(), "{member} is missing in {}", answer.body);
+    }
+    assert_eq!(answer.body["status"], answer.status.as_u16());
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_a_problem_too() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let missing = broker.get("/v1/nothing").await;
+    assert_eq!(missing.status, StatusCode::NOT_FOUND);
+    is_a_problem(&missing);
+    let method = broker.send(Method::DELETE, "/v1/leases", Some(&broker.token), &[], None).await;
+    assert_eq!(method.status, StatusCode::METHOD_NOT_ALLOWED);
+    is_a_problem(&method);
+    let id = broker.get("/v1/leases/not-an-id").await;
+    assert_eq!(id.status, StatusCode::NOT_FOUND);
+    is_a_problem(&id);
+    let body = broker
+        .send(
+            Method::POST,
+            "/v1/leases",
+            Some(&broker.token),
+            &[("content-type", "application/json")],
+            None,
+        )
+        .await;
+    assert_eq!(body.status, StatusCode::BAD_REQUEST);
+    is_a_problem(&body);
+}
+
+/// Every request a router without document would take is in the document: asked by the harness's own list.
+#[tokio::test]
+async fn the_document_is_served_and_names_every_schema_it_uses() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let document = broker.send(Method::GET, "/openapi.json", None, &[], None).await.body;
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let mut references = Vec::new();
+    collect(&document, &mut references);
+    assert!(references.len() > 20);
+    for reference in references {
+        let name = reference.strip_prefix("#/components/schemas/").expect("a local schema");
+        assert!(schemas.contains_key(name), "{name} is used and not defined");
+    }
+}
+
+fn collect(value: &Value, references: &mut Vec<String>) {
+    match value {
+        Value::Object(members) => {
+            for (key, value) in members {
+                match (key.as_str(), value) {
+                    ("$ref", Value::String(reference)) => references.push(reference.clone()),
+                    _ => collect(value, references),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|it| collect(it, references)),
+        _ => {}
+    }
+}
