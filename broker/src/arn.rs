@@ -70,15 +70,15 @@ impl Arn {
     }
 
     fn parts(&self) -> [&str; 6] {
-        let [a, b, c, d, e] = self.colons;
+        let [first, second, third, fourth, fifth] = self.colons;
         let text = &self.text;
         [
-            &text[..a],
-            &text[a + 1..b],
-            &text[b + 1..c],
-            &text[c + 1..d],
-            &text[d + 1..e],
-            &text[e + 1..],
+            &text[..first],
+            &text[first + 1..second],
+            &text[second + 1..third],
+            &text[third + 1..fourth],
+            &text[fourth + 1..fifth],
+            &text[fifth + 1..],
         ]
     }
 

@@ -520,7 +520,6 @@ impl Broker {
 
     /// Every check of a signature, in the order in which a signer wants to hear of it. The inner error comes with
     /// the person, once the signature proves to be theirs.
-    #[expect(clippy::type_complexity, reason = "used once, read at once")]
     async fn judge(
         &self,
         signable: &store::Signable,
@@ -694,7 +693,7 @@ impl Broker {
         if first.state != LeaseState::Pending {
             return Ok(first);
         }
-        let changed = async {
+        let decided = async {
             loop {
                 match changes.recv().await {
                     Ok(Some(other)) if other != id => continue,
@@ -707,7 +706,7 @@ impl Broker {
                 }
             }
         };
-        tokio::time::timeout(wait.min(MAX_WAIT), changed).await.unwrap_or(Ok(first.clone()))
+        tokio::time::timeout(wait.min(MAX_WAIT), decided).await.unwrap_or(Ok(first.clone()))
     }
 
     /// A page of leases, newest first.
@@ -816,7 +815,7 @@ impl Broker {
     // ---------------------------------------------------------------------------------------------- background
 
     /// Ends what time has ended; see [`store::sweep`].
-    pub async fn sweep(&self) -> Result<u64> {
+    pub async fn sweep(&self) -> Result<usize> {
         Ok(store::sweep(&self.pool, &self.scribe, &self.limits(), self.clock.now()).await?)
     }
 

@@ -464,12 +464,12 @@ signers = { groups = ["ops"], assurance = "present" }
 
     #[test]
     fn every_cell_of_the_tier_table_is_as_documented() {
+        use ActionClass as C;
         use Environment as E;
         let row = |class, exact| {
             [E::Staging, E::Production, E::Backup]
                 .map(|it| tier_of(class, it, exact).map_or("-", Tier::as_str))
         };
-        use ActionClass as C;
         assert_eq!(row(C::Read, false), ["read-only"; 3]);
         assert_eq!(row(C::DataRead, true), ["read-only", "read-only", "production-write"]);
         assert_eq!(row(C::DataRead, false), ["read-only", "production-write", "production-write"]);

@@ -24,19 +24,13 @@ impl Clock {
 
     #[must_use]
     pub fn now(&self) -> OffsetDateTime {
-        match &self.manual {
-            Some(seconds) => OffsetDateTime::from_unix_timestamp(seconds.load(Ordering::SeqCst))
-                .expect("a manual clock starts at a valid time"),
-            None => {
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "the only place that reads system time"
-                )]
-                let now = OffsetDateTime::now_utc();
-                now.replace_microsecond(now.microsecond())
-                    .expect("a microsecond of its own is valid")
-            }
+        if let Some(seconds) = &self.manual {
+            return OffsetDateTime::from_unix_timestamp(seconds.load(Ordering::SeqCst))
+                .expect("a manual clock starts at a valid time");
         }
+        #[expect(clippy::disallowed_methods, reason = "the only place that reads system time")]
+        let now = OffsetDateTime::now_utc();
+        now.replace_microsecond(now.microsecond()).expect("a microsecond of its own is valid")
     }
 
     /// Moves a manual clock on. Panics on the system clock: time is not ours to change.

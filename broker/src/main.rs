@@ -40,13 +40,13 @@ enum Command {
     },
     /// Run the whole product on this machine: private PostgreSQL, AWS emulator, demo people and scopes
     Dev {
-        /// Where everything is kept [default: $XDG_STATE_HOME/broker/dev; for root /var/lib/broker-dev]
+        /// Where everything is kept [default: `~/.local/state/broker/dev`, for root `/var/lib/broker-dev`]
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
         #[arg(long, default_value = "127.0.0.1:8750", value_name = "ADDR")]
         listen: SocketAddr,
         #[command(flatten)]
-        home: Home,
+        user: User,
     },
     /// Bring the database's schema up to date
     Migrate {
@@ -63,21 +63,21 @@ enum Command {
 
 /// Where this user keeps things.
 #[derive(clap::Args)]
-struct Home {
+struct User {
     #[arg(long, env = "HOME", hide = true)]
     home: Option<PathBuf>,
-    #[arg(long, env = "XDG_STATE_HOME", hide = true)]
-    xdg_state_home: Option<PathBuf>,
-    #[arg(long, env = "XDG_CACHE_HOME", hide = true)]
-    xdg_cache_home: Option<PathBuf>,
+    #[arg(long = "xdg-state-home", env = "XDG_STATE_HOME", hide = true)]
+    state: Option<PathBuf>,
+    #[arg(long = "xdg-cache-home", env = "XDG_CACHE_HOME", hide = true)]
+    cache: Option<PathBuf>,
     #[arg(long, env = "PATH", hide = true, default_value = "/usr/local/bin:/usr/bin:/bin")]
     search_path: OsString,
 }
 
-impl Home {
+impl User {
     /// Root's home is closed to the user that PostgreSQL runs as.
     fn dev_dir(&self) -> anyhow::Result<PathBuf> {
-        match (&self.xdg_state_home, &self.home) {
+        match (&self.state, &self.home) {
             (Some(state), _) if state.is_absolute() => Ok(state.join("broker/dev")),
             (_, Some(home)) if home == "/root" => Ok("/var/lib/broker-dev".into()),
             (_, Some(home)) => Ok(home.join(".local/state/broker/dev")),
@@ -86,7 +86,7 @@ impl Home {
     }
 
     fn cache_dir(&self) -> anyhow::Result<PathBuf> {
-        match (&self.xdg_cache_home, &self.home) {
+        match (&self.cache, &self.home) {
             (Some(cache), _) if cache.is_absolute() => Ok(cache.join("broker")),
             (_, Some(home)) => Ok(home.join(".cache/broker")),
             (_, None) => anyhow::bail!("neither HOME nor XDG_CACHE_HOME is set; set one"),
@@ -103,9 +103,9 @@ async fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(terminal);
     if terminal {
-        logs.init()
+        logs.init();
     } else {
-        logs.json().init()
+        logs.json().init();
     }
     match run(args.command).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -119,11 +119,11 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve { config, database_url } => serve(config, &database_url).await,
-        Command::Dev { dir, listen, home } => {
-            let dir = dir.map_or_else(|| home.dev_dir(), Ok)?;
-            let cache_dir = home.cache_dir()?;
+        Command::Dev { dir, listen, user } => {
+            let dir = dir.map_or_else(|| user.dev_dir(), Ok)?;
+            let cache_dir = user.cache_dir()?;
             dev::run(
-                dev::Options { dir, listen, cache_dir, search_path: home.search_path },
+                dev::Options { dir, listen, cache_dir, search_path: user.search_path },
                 stopped()?,
             )
             .await
@@ -133,7 +133,10 @@ async fn run(command: Command) -> anyhow::Result<()> {
             eprintln!("the schema is up to date");
             Ok(())
         }
-        Command::Check { config } => check(&Config::load(&config)?),
+        Command::Check { config } => {
+            check(&Config::load(&config)?);
+            Ok(())
+        }
     }
 }
 
@@ -155,7 +158,7 @@ async fn serve(dir: PathBuf, database_url: &str) -> anyhow::Result<()> {
 }
 
 /// Prints the catalogue: stdout is data.
-fn check(config: &Config) -> anyhow::Result<()> {
+fn check(config: &Config) {
     for scope in config.catalogue.scopes() {
         let signers = match &scope.signers {
             None => "issued at once".to_owned(),
@@ -166,7 +169,6 @@ fn check(config: &Config) -> anyhow::Result<()> {
         println!("{:<20} {:<18} {:<34} {}", scope.name, scope.tier, signers, scope.tier_because);
     }
     eprintln!("the configuration is valid: sha256 {}", config.sha256);
-    Ok(())
 }
 
 /// Ends at the first SIGINT or SIGTERM.

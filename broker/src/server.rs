@@ -15,7 +15,7 @@ use crate::identity::Tokens;
 use crate::{http, store};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-const PARTITIONS_EVERY: Duration = Duration::from_secs(6 * 3600);
+const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
 /// After a failure in the background, before the next try.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -59,7 +59,7 @@ async fn sweep_for_ever(broker: Arc<Broker>) {
     loop {
         match broker.sweep().await {
             Ok(0) => {}
-            Ok(changed) => tracing::info!(changed, "swept"),
+            Ok(swept) => tracing::info!(swept, "swept"),
             Err(error) => tracing::warn!(?error, "sweep failed"),
         }
         tokio::time::sleep(SWEEP_EVERY).await;

@@ -175,10 +175,10 @@ async fn minted_too_late(
 #[tokio::test]
 async fn a_claim_that_was_swept_while_minting_delivers_nothing() {
     for signed in [false, true] {
-        minted_too_late(signed, async |broker, _| {
+        Box::pin(minted_too_late(signed, async |broker, _| {
             broker.clock.advance(Duration::minutes(1));
             assert!(broker.broker.sweep().await.unwrap() > 0);
-        })
+        }))
         .await;
     }
 }
@@ -186,9 +186,9 @@ async fn a_claim_that_was_swept_while_minting_delivers_nothing() {
 #[tokio::test]
 async fn a_claim_whose_lease_was_revoked_while_minting_delivers_nothing() {
     for signed in [false, true] {
-        minted_too_late(signed, async |broker, _| {
+        Box::pin(minted_too_late(signed, async |broker, _| {
             broker.as_owner("update lease set state = 'revoked', ended_at = now(), end_reason = 'stop'; update session set state = 'revoking', settled_at = now()").await;
-        })
+        }))
         .await;
     }
 }
@@ -196,9 +196,9 @@ async fn a_claim_whose_lease_was_revoked_while_minting_delivers_nothing() {
 #[tokio::test]
 async fn a_claim_that_was_frozen_while_minting_delivers_nothing() {
     for signed in [false, true] {
-        minted_too_late(signed, async |broker, _| {
+        Box::pin(minted_too_late(signed, async |broker, _| {
             broker.as_owner("insert into \"freeze\" (id, kind, reason, created_by, created_at) values (gen_random_uuid(), 'all', 'stop', 'carol', now())").await;
-        })
+        }))
         .await;
     }
 }

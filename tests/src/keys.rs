@@ -42,6 +42,7 @@ impl Key {
     }
 
     /// The same key, whose authenticator says something else of the human.
+    #[must_use]
     pub fn with_flags(&self, flags: u8) -> Self {
         Self { flags, ..self.clone() }
     }

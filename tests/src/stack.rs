@@ -190,6 +190,7 @@ impl Database {
     }
 
     /// The same database, for another replica.
+    #[must_use]
     pub fn share(&self) -> Self {
         Self {
             name: self.name.clone(),

@@ -1,0 +1,369 @@
+//! From an approved lease to a settled session: claim, settle, deliver again.
+
+use serde_json::json;
+use sqlx::PgPool;
+use sqlx::types::Json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Find, NewSession, Result, Viewer, Warrant, find, word};
+use crate::audit::{Actor, EventType, Scribe, Subject};
+use crate::aws::{MintError, Minted};
+use crate::identity::Agent;
+use crate::lease::LeaseId;
+use crate::statement::AssumeRole;
+use crate::verify::EnrolledKey;
+use crate::wire;
+
+/// What a claim is made from: the lease as stored, and for a signed one the statement and who approved it.
+#[derive(Debug)]
+pub struct Claimable {
+    pub lease: wire::Lease,
+    pub assume_role: AssumeRole,
+    pub statement: Option<Vec<u8>>,
+    pub approvals: Vec<Approval>,
+}
+
+/// An approval as stored, to be verified anew.
+#[derive(Debug)]
+pub struct Approval {
+    pub person: String,
+    pub signature: String,
+    pub signed_at: OffsetDateTime,
+    pub key: EnrolledKey,
+}
+
+pub async fn claimable(pool: &PgPool, id: LeaseId, agent: &Agent) -> Result<Option<Claimable>> {
+    let viewer = Viewer::Agent { name: &agent.name, sponsor: &agent.sponsor };
+    let Some(lease) = find(pool, Find { id: Some(id), ..Find::by(viewer) }).await?.pop() else {
+        return Ok(None);
+    };
+    let row = sqlx::query!(
+        r#"
+        select l.assume_role as "assume_role: Json<AssumeRole>", s.bytes as "bytes?"
+          from lease l left join statement s on s.lease_id = l.id where l.id = $1
+        "#,
+        id.0
+    )
+    .fetch_one(pool)
+    .await?;
+    let Some(Json(assume_role)) = row.assume_role else { return Ok(None) };
+    let approvals = if row.bytes.is_none() { Vec::new() } else { approvals(pool, id).await? };
+    Ok(Some(Claimable { lease, assume_role, statement: row.bytes, approvals }))
+}
+
+async fn approvals(pool: &PgPool, id: LeaseId) -> Result<Vec<Approval>> {
+    let rows = sqlx::query!(
+        r#"
+        select g.person, g.signature, g.signed_at, k.public_key, k.assurance, k.revoked_at
+          from signature g join person_key k on k.fingerprint = g.fingerprint
+         where g.lease_id = $1 and g.decision = 'approve'
+        "#,
+        id.0
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter()
+        .map(|it| {
+            Ok(Approval {
+                person: it.person,
+                signature: it.signature,
+                signed_at: it.signed_at,
+                key: EnrolledKey {
+                    public_key: it.public_key,
+                    assurance: word(&it.assurance)?,
+                    revoked_at: it.revoked_at,
+                },
+            })
+        })
+        .collect()
+}
+
+/// Claims an approved lease for `agent`: one compare-and-swap. `None` when it may not be claimed, whatever the reason.
+///
+/// It checks again that the task lives, that nothing is frozen, and that as many active people with unrevoked keys
+/// have approved as are needed. Of several claims of a signed lease, one wins, once.
+pub async fn claim(
+    pool: &PgPool,
+    scribe: &Scribe,
+    lease: &wire::Lease,
+    assume_role: AssumeRole,
+    agent: &Agent,
+    now: OffsetDateTime,
+) -> Result<Option<Warrant>> {
+    let session = NewSession::for_lease(lease.id);
+    let subject = Subject {
+        agent: Some(&lease.agent),
+        sponsor: Some(&lease.sponsor),
+        scope: Some(&lease.scope),
+        lease_id: Some(lease.id),
+        session_id: Some(session.id),
+    };
+    let detail = json!({ "session_name": session.name });
+    let event =
+        scribe.body(EventType::SessionIssuing, Actor::Agent(&agent.name), subject, detail, now);
+    let row = sqlx::query!(
+        r#"
+        with claimed as (
+            update lease l set claimed_at = coalesce(l.claimed_at, $4)
+             where l.id = $1 and l.agent = $2 and l.sponsor = $3
+               and (l.state = 'approved' and (l.claimed_at is not null or $4 <= l.claim_by) or l.state = 'issued')
+               and (l.signatures_needed = 0 or l.claimed_at is null)
+               and (l.ends_at is null or $4 < l.ends_at)
+               and task_is_live($5, $4) and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
+               and l.signatures_needed <= (
+                   select count(*) from signature g
+                     join person p on p.handle = g.person join person_key k on k.fingerprint = g.fingerprint
+                    where g.lease_id = l.id and g.decision = 'approve' and p.disabled_at is null and k.revoked_at is null)
+            returning l.id, l.signatures_needed > 0 as signed
+        ), minting as (
+            insert into session (id, lease_id, signed, state, session_name, claimed_at)
+            select $6, id, signed, 'issuing', $7, $4 from claimed
+        )
+        select append_event($8) as seq from claimed
+        "#,
+        lease.id.0,
+        agent.name,
+        agent.sponsor,
+        now,
+        agent.task_id,
+        session.id,
+        session.name,
+        event,
+    )
+    .fetch_optional(pool)
+    .await?;
+    let region = lease.region.clone().unwrap_or_default();
+    Ok(row.map(|_| Warrant { lease_id: lease.id, session, assume_role, region }))
+}
+
+/// Why a lease that its agent may see could not be claimed, beyond what its state says.
+pub async fn claim_obstacle(
+    pool: &PgPool,
+    id: LeaseId,
+    agent: &Agent,
+    now: OffsetDateTime,
+) -> Result<Obstacle> {
+    let row = sqlx::query!(
+        r#"
+        select task_is_live($2, $3) as "live!", is_frozen(l.agent, l.sponsor, l.scope, l.environment) as "frozen!"
+          from lease l where l.id = $1
+        "#,
+        id.0,
+        agent.task_id,
+        now
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(match row {
+        it if !it.live => Obstacle::TaskEnded,
+        it if it.frozen => Obstacle::Frozen,
+        _ => Obstacle::Other,
+    })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    TaskEnded,
+    Frozen,
+    Other,
+}
+
+/// Writes how minting ended. Consumes the warrant: it is settled once.
+///
+/// Returns whether the outcome was written. If not, a sweep, a stop or a freeze was first, and the credentials must
+/// be dropped: nobody is entitled to them any more.
+pub async fn settle(
+    pool: &PgPool,
+    scribe: &Scribe,
+    agent: &Agent,
+    warrant: Warrant,
+    outcome: Result<&Minted, &MintError>,
+    now: OffsetDateTime,
+) -> Result<bool> {
+    let subject = Subject {
+        agent: Some(&agent.name),
+        sponsor: Some(&agent.sponsor),
+        scope: warrant.assume_role.tags.get("broker:scope").map(String::as_str),
+        lease_id: Some(warrant.lease_id),
+        session_id: Some(warrant.session.id),
+    };
+    let actor = Actor::Agent(&agent.name);
+    match outcome {
+        Ok(minted) => {
+            let detail = json!({ "access_key_id": minted.access_key_id, "session_name": warrant.session.name });
+            let session_event =
+                scribe.body(EventType::SessionIssued, actor, subject, detail.clone(), now);
+            let lease_event =
+                scribe.body(EventType::LeaseIssued, actor, subject, detail.clone(), now);
+            let settled = sqlx::query!(
+                r#"
+                with held as materialized (
+                    select l.id, l.state from lease l
+                     where l.id = $1 and l.state in ('approved', 'issued')
+                       and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
+                       for update
+                ), settled as (
+                    update session s set state = 'live', settled_at = $3, access_key_id = $4, expires_at = $5,
+                                         deliveries = 1, last_delivered_at = $3
+                      from held where s.id = $2 and s.lease_id = held.id and s.state = 'issuing'
+                    returning s.lease_id
+                ), issued as (
+                    update lease l set state = 'issued', issued_at = $3, ends_at = coalesce(l.ends_at, $5)
+                      from settled, held
+                     where l.id = settled.lease_id and held.state = 'approved' and l.state = 'approved'
+                    returning l.id
+                ), told as (
+                    select append_event($6) from settled union all select append_event($7) from issued
+                )
+                select count(*) as "told!" from told
+                "#,
+                warrant.lease_id.0,
+                warrant.session.id,
+                now,
+                minted.access_key_id,
+                minted.expires_at,
+                session_event,
+                lease_event,
+            )
+            .fetch_one(pool)
+            .await?
+            .told
+                > 0;
+            if !settled {
+                let dropped =
+                    scribe.body(EventType::SessionDropped, actor, subject, detail.clone(), now);
+                let failed = scribe.body(EventType::LeaseFailed, actor, subject, detail, now);
+                record_dropped(pool, &warrant, minted, [dropped, failed], now).await?;
+            }
+            Ok(settled)
+        }
+        Err(error) => {
+            let failure = error.to_string();
+            let detail = json!({ "why": failure, "access_key_id": error.access_key_id() });
+            let session_event =
+                scribe.body(EventType::SessionFailed, actor, subject, detail.clone(), now);
+            let lease_event = scribe.body(EventType::LeaseFailed, actor, subject, detail, now);
+            let settled = sqlx::query!(
+                r#"
+                with held as materialized (
+                    select l.id from lease l where l.id = $1 for update
+                ), settled as (
+                    update session s set state = 'failed', settled_at = $3, failure = $4, access_key_id = $5
+                      from held where s.id = $2 and s.lease_id = held.id and s.state = 'issuing'
+                    returning s.lease_id, s.signed
+                ), failed as (
+                    update lease l set state = 'failed', ended_at = $3, end_reason = $4
+                      from settled where l.id = settled.lease_id and settled.signed and l.state = 'approved'
+                    returning l.id
+                ), told as (
+                    select append_event($6) from settled union all select append_event($7) from failed
+                )
+                select count(*) as "told!" from told
+                "#,
+                warrant.lease_id.0,
+                warrant.session.id,
+                now,
+                failure,
+                error.access_key_id(),
+                session_event,
+                lease_event,
+            )
+            .fetch_one(pool)
+            .await?
+            .told
+                > 0;
+            Ok(settled)
+        }
+    }
+}
+
+/// Keeps the key id of a session that AWS minted and nobody got, so that it can be accounted for.
+async fn record_dropped(
+    pool: &PgPool,
+    warrant: &Warrant,
+    minted: &Minted,
+    events: [Vec<u8>; 2],
+    now: OffsetDateTime,
+) -> Result<()> {
+    let [session_event, lease_event] = events;
+    sqlx::query!(
+        r#"
+        with held as materialized (
+            select l.id from lease l where l.id = $1 for update
+        ), dropped as (
+            update session s
+               set access_key_id = $3, expires_at = $4, settled_at = coalesce(s.settled_at, $5),
+                   state = case s.state when 'issuing' then 'failed' else s.state end,
+                   failure = coalesce(s.failure, case s.state when 'issuing' then 'stopped while AWS was asked' end)
+              from held where s.id = $2 and s.access_key_id is null and s.expires_at is null
+            returning s.lease_id, s.signed
+        ), failed as (
+            update lease l set state = 'failed', ended_at = $5, end_reason = 'stopped while AWS was asked'
+              from dropped where l.id = dropped.lease_id and dropped.signed and l.state = 'approved'
+            returning l.id
+        ), told as (
+            select append_event($6) from held union all select append_event($7) from failed
+        )
+        select count(*) as "told!" from told
+        "#,
+        warrant.lease_id.0,
+        warrant.session.id,
+        minted.access_key_id,
+        minted.expires_at,
+        now,
+        session_event,
+        lease_event,
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(())
+}
+
+/// Records that a live session is handed to its agent again, and says whether it may be.
+pub async fn redeliver(
+    pool: &PgPool,
+    scribe: &Scribe,
+    agent: &Agent,
+    lease_id: LeaseId,
+    session_id: Uuid,
+    now: OffsetDateTime,
+) -> Result<bool> {
+    let subject = Subject {
+        agent: Some(&agent.name),
+        sponsor: Some(&agent.sponsor),
+        lease_id: Some(lease_id),
+        session_id: Some(session_id),
+        ..Subject::default()
+    };
+    let event = scribe.body(
+        EventType::SessionRedelivered,
+        Actor::Agent(&agent.name),
+        subject,
+        serde_json::Value::Null,
+        now,
+    );
+    let row = sqlx::query!(
+        r#"
+        with delivered as (
+            update session s set deliveries = s.deliveries + 1, last_delivered_at = $3
+              from lease l
+             where s.id = $1 and s.lease_id = $2 and s.state = 'live' and $3 < s.expires_at
+               and l.id = s.lease_id and l.agent = $4 and l.sponsor = $5 and l.state = 'issued' and $3 < l.ends_at
+               and task_is_live($6, $3) and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
+            returning s.id
+        )
+        select append_event($7) as seq from delivered
+        "#,
+        session_id,
+        lease_id.0,
+        now,
+        agent.name,
+        agent.sponsor,
+        agent.task_id,
+        event,
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.is_some())
+}

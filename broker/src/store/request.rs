@@ -1,0 +1,268 @@
+//! Writing a new lease: judged already, gated once more by what the database knows.
+
+use serde_json::json;
+use sqlx::PgPool;
+use time::{Duration, OffsetDateTime};
+
+use super::{NewSession, Result, Warrant};
+use crate::audit::{Actor, EventType, Scribe, Subject};
+use crate::config::Limits;
+use crate::identity::Agent;
+use crate::lease::{Assurance, LeaseId, LeaseState};
+use crate::statement::{AssumeRole, Sealed};
+use crate::wire;
+
+/// A lease to be written: everything that is known when it is asked for.
+#[derive(Debug)]
+pub struct NewLease<'a> {
+    pub id: LeaseId,
+    pub agent: &'a Agent,
+    pub idempotency_key: Option<&'a str>,
+    pub request_sha256: [u8; 32],
+    pub task: &'a str,
+    pub request: &'a wire::LeaseRequest,
+    pub rules_sha256: &'a str,
+    pub decided_by: Vec<String>,
+    pub outcome: NewOutcome,
+    pub now: OffsetDateTime,
+}
+
+/// What a scope comes to for one request.
+#[derive(Debug)]
+pub struct Terms {
+    pub environment: &'static str,
+    pub tier: &'static str,
+    pub account: String,
+    pub region: String,
+    pub actions: Vec<String>,
+    pub resources: Vec<String>,
+    pub window: Duration,
+    pub assume_role: AssumeRole,
+}
+
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "made and consumed once a request, on one stack")]
+pub enum NewOutcome {
+    Denied {
+        why: String,
+    },
+    /// Unsigned; with a session when its credentials are wanted in the same answer.
+    Approved {
+        terms: Terms,
+        claim: Option<NewSession>,
+    },
+    Pending {
+        terms: Terms,
+        sealed: Sealed,
+    },
+}
+
+/// What became of a new lease.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "made and consumed once a request, on one stack")]
+pub enum Opened {
+    /// Written; with the warrant if it was claimed in the same commit.
+    New(Option<Warrant>),
+    /// The same agent used the same idempotency key before.
+    Known,
+    TaskEnded,
+    Frozen,
+    TooMany(&'static str),
+}
+
+/// Writes a lease, its statement, its claim and their events: one statement, one commit.
+#[expect(clippy::too_many_lines, reason = "one statement, with a line for each of its parameters")]
+pub async fn open(
+    pool: &PgPool,
+    scribe: &Scribe,
+    limits: &Limits,
+    lease: NewLease<'_>,
+) -> Result<Opened> {
+    let NewLease { id, agent, request, now, .. } = lease;
+    let (state, terms, sealed, claim, why) = match lease.outcome {
+        NewOutcome::Denied { why } => (LeaseState::Denied, None, None, None, Some(why)),
+        NewOutcome::Approved { terms, claim } => {
+            (LeaseState::Approved, Some(terms), None, claim, None)
+        }
+        NewOutcome::Pending { terms, sealed } => {
+            (LeaseState::Pending, Some(terms), Some(sealed), None, None)
+        }
+    };
+
+    let mut subject = Subject {
+        agent: Some(&agent.name),
+        sponsor: Some(&agent.sponsor),
+        scope: Some(&request.scope),
+        lease_id: Some(id),
+        session_id: None,
+    };
+    let actor = Actor::Agent(&agent.name);
+    let detail = json!({
+        "task": lease.task,
+        "tier": terms.as_ref().map(|it| it.tier),
+        "decided_by": &lease.decided_by,
+        "rules_sha256": lease.rules_sha256,
+        "why": &why,
+        "statement_sha256": sealed.as_ref().map(Sealed::sha256),
+    });
+    let kind = match state {
+        LeaseState::Denied => EventType::LeaseDenied,
+        LeaseState::Pending => EventType::LeasePending,
+        _ => EventType::LeaseApproved,
+    };
+    let mut events = vec![scribe.body(kind, actor, subject, detail, now)];
+    if let Some(session) = &claim {
+        subject.session_id = Some(session.id);
+        events.push(scribe.body(
+            EventType::SessionIssuing,
+            actor,
+            subject,
+            json!({ "session_name": session.name }),
+            now,
+        ));
+    }
+
+    let signers = sealed.as_ref().map(|it| &it.terms().signers);
+    let terms_ref = terms.as_ref();
+    let empty = Vec::new();
+    let approved = state == LeaseState::Approved;
+    let row = sqlx::query!(
+        r#"
+        with gate as materialized (
+            select case
+                when not task_is_live($7, $24) then 'task-ended'
+                when (select count(*) from lease l where l.agent = $4 and $24 - interval '1 minute' < l.requested_at) >= $32
+                    then 'lease requests a minute for this agent'
+                when $22 = 'denied' then 'open'
+                when is_frozen($4, $5, $11, $12) then 'frozen'
+                when $22 = 'pending' and (select count(*) from lease l where l.agent = $4 and l.state = 'pending') >= $33
+                    then 'pending leases of this agent'
+                when (select count(*) from lease l where l.agent = $4 and l.state in ('approved', 'issued')) >= $34
+                    then 'live leases of this agent'
+                when (select count(*) from lease l where l.sponsor = $5 and l.state in ('approved', 'issued')) >= $35
+                    then 'live leases of this sponsor'
+                else 'open' end as verdict
+        ), written as (
+            insert into lease (id, idempotency_key, request_sha256, agent, sponsor, actor, task_id, task, reason, rollback,
+                               scope, environment, tier, account, region, role_arn, actions, resources, assume_role,
+                               window_seconds, rules_sha256, decided_by, signatures_needed, eligible_signers, state,
+                               requested_at, sign_by, approved_at, claim_by, claimed_at, ends_at, ended_at, end_reason)
+            select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+                   $36, $37, $23, $22, $24, $25, $26, $27, $28, $29, $30, $31
+              from gate where verdict = 'open'
+            on conflict (agent, idempotency_key) do nothing
+            returning id
+        ), sealed as (
+            insert into statement (lease_id, bytes) select id, $38 from written where $38::bytea is not null
+        ), claimed as (
+            insert into session (id, lease_id, signed, state, session_name, claimed_at)
+            select $39, id, false, 'issuing', $40, $24 from written where $39::uuid is not null
+        ), told as (
+            select append_event(body) from written, unnest($41::bytea[]) as body
+        )
+        select verdict as "verdict!", exists (select from written) as "written!", (select count(*) from told) as "told!"
+          from gate
+        "#,
+        id.0,
+        lease.idempotency_key,
+        &lease.request_sha256[..],
+        agent.name,
+        agent.sponsor,
+        None::<String>,
+        agent.task_id,
+        lease.task,
+        request.reason,
+        request.rollback,
+        request.scope,
+        terms_ref.map(|it| it.environment),
+        terms_ref.map(|it| it.tier),
+        terms_ref.map(|it| it.account.as_str()),
+        terms_ref.map(|it| it.region.as_str()),
+        terms_ref.map(|it| it.assume_role.role_arn.as_str()),
+        terms_ref.map_or_else(|| request.actions.as_ref().unwrap_or(&empty), |it| &it.actions) as &Vec<String>,
+        terms_ref.map_or_else(|| request.resources.as_ref().unwrap_or(&empty), |it| &it.resources) as &Vec<String>,
+        terms_ref.map(|it| json!(it.assume_role)),
+        terms_ref.map(|it| i32::try_from(it.window.whole_seconds()).expect("at most eight hours")),
+        lease.rules_sha256,
+        state.as_str(),
+        signers.map_or(&empty, |it| &it.eligible) as &Vec<String>,
+        now,
+        sealed.as_ref().map(|it| it.terms().sign_by),
+        approved.then_some(now),
+        approved.then_some(now + limits.claim_within.0),
+        claim.as_ref().map(|_| now),
+        terms_ref.filter(|_| approved).map(|it| now + it.window),
+        (state == LeaseState::Denied).then_some(now),
+        why,
+        i64::from(limits.lease_requests_per_minute),
+        i64::from(limits.pending_leases_per_agent),
+        i64::from(limits.live_leases_per_agent),
+        i64::from(limits.live_leases_per_sponsor),
+        &lease.decided_by,
+        signers.map_or(0, |it| i16::try_from(it.needed).unwrap_or(i16::MAX)),
+        sealed.as_ref().map(Sealed::bytes),
+        claim.as_ref().map(|it| it.id),
+        claim.as_ref().map(|it| it.name.as_str()),
+        &events[..],
+    )
+    .fetch_one(pool)
+    .await?;
+
+    Ok(match row.verdict.as_str() {
+        "open" if !row.written => Opened::Known,
+        "open" => Opened::New(claim.zip(terms).map(|(session, terms)| Warrant {
+            lease_id: id,
+            session,
+            assume_role: terms.assume_role,
+            region: terms.region,
+        })),
+        "task-ended" => Opened::TaskEnded,
+        "frozen" => Opened::Frozen,
+        "lease requests a minute for this agent" => {
+            Opened::TooMany("lease requests a minute for this agent")
+        }
+        "pending leases of this agent" => Opened::TooMany("pending leases of this agent"),
+        "live leases of this agent" => Opened::TooMany("live leases of this agent"),
+        _ => Opened::TooMany("live leases of this sponsor"),
+    })
+}
+
+/// Everybody who could sign: active, in one of `groups`, with a key of at least `assurance`, and not in `except`.
+pub async fn eligible_signers(
+    pool: &PgPool,
+    groups: &[String],
+    assurance: Assurance,
+    except: &[String],
+) -> Result<Vec<String>> {
+    let good: Vec<String> =
+        Assurance::ALL.iter().filter(|it| assurance <= **it).map(ToString::to_string).collect();
+    sqlx::query_scalar!(
+        r#"
+        select p.handle from person p
+         where p.disabled_at is null and p.groups && $1::text[] and not p.handle = any ($3::text[])
+           and exists (select from person_key k where k.person = p.handle and k.revoked_at is null and k.assurance = any ($2::text[]))
+         order by p.handle
+        "#,
+        groups,
+        &good,
+        except,
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// The lease that this agent opened with this key, and what it had asked.
+pub async fn by_idempotency_key(
+    pool: &PgPool,
+    agent: &Agent,
+    key: &str,
+) -> Result<Option<(LeaseId, Vec<u8>)>> {
+    let row = sqlx::query!(
+        "select id, request_sha256 from lease where agent = $1 and idempotency_key = $2",
+        agent.name,
+        key
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|it| (LeaseId(it.id), it.request_sha256)))
+}
