@@ -600,7 +600,7 @@ impl Broker {
         let actor = person.map_or(Actor::Unknown, Actor::Person);
         let event = self.scribe.body(EventType::SignatureRejected, actor, subject, detail, now);
         store::tell(&self.pool, event).await?;
-        Ok(Error::Rejected(rejection))
+        Ok(Error::Rejected { lease_id: Some(id), rejection })
     }
 
     /// Opens a reading session for whoever signed our nonce.
@@ -625,7 +625,7 @@ impl Broker {
                     now,
                 );
                 store::tell(&self.pool, event).await?;
-                Err(Error::Rejected(rejection))
+                Err(Error::Rejected { lease_id: None, rejection })
             }
         }
     }
@@ -779,7 +779,8 @@ impl Broker {
 
     async fn person(&self, reader: &Reader) -> Result<store::Person> {
         let person = store::active_person(&self.pool, &reader.handle).await?;
-        person.ok_or(Error::Rejected(Rejection::PersonDisabled))
+        let disabled = Error::Rejected { lease_id: None, rejection: Rejection::PersonDisabled };
+        person.ok_or(disabled)
     }
 
     /// What a caller may look at, by what the database says of them now.

@@ -31,8 +31,8 @@ pub enum Error {
     MethodNotAllowed,
     #[error("{why}")]
     Denied { lease_id: Option<LeaseId>, why: String },
-    #[error("{0}")]
-    Rejected(Rejection),
+    #[error("{rejection}")]
+    Rejected { lease_id: Option<LeaseId>, rejection: Rejection },
     #[error("another request was made with this Idempotency-Key")]
     IdempotencyMismatch,
     #[error("lease {0} waits for signatures")]
@@ -66,7 +66,7 @@ impl Error {
             Self::NotFound => Kind::NotFound,
             Self::MethodNotAllowed => Kind::MethodNotAllowed,
             Self::Denied { .. } => Kind::Denied,
-            Self::Rejected(_) => Kind::SignatureRejected,
+            Self::Rejected { .. } => Kind::SignatureRejected,
             Self::IdempotencyMismatch => Kind::IdempotencyMismatch,
             Self::Pending(_) => Kind::Pending,
             Self::Ended { state: LeaseState::Refused, .. } => Kind::Refused,
@@ -86,7 +86,9 @@ impl Error {
 
     fn lease_id(&self) -> Option<LeaseId> {
         match self {
-            Self::Denied { lease_id, .. } | Self::Frozen(lease_id) => *lease_id,
+            Self::Denied { lease_id, .. }
+            | Self::Rejected { lease_id, .. }
+            | Self::Frozen(lease_id) => *lease_id,
             Self::Pending(id) | Self::AlreadyIssued(id) | Self::StoppedMeanwhile(id) => Some(*id),
             Self::Ended { id, .. } | Self::Mint { id, .. } => Some(*id),
             _ => None,
@@ -104,7 +106,7 @@ impl Error {
             Self::NotFound => "Check the id, and that the lease is this caller's: `broker leases` lists them.".into(),
             Self::MethodNotAllowed => "See `/openapi.json`.".into(),
             Self::Denied { .. } => "`broker scopes` shows what may be asked for; if the task needs more, ask its sponsor. No other credential on this machine is meant for it.".into(),
-            Self::Rejected(rejection) => rejection.next().into(),
+            Self::Rejected { rejection, .. } => rejection.next().into(),
             Self::IdempotencyMismatch => "Use a new Idempotency-Key for a new request.".into(),
             Self::Pending(id) => format!("Have an eligible person run `broker sign {id}`; then ask again, or wait with `--wait`."),
             Self::Ended { .. } | Self::AlreadyIssued(_) => "Ask for a new lease.".into(),
@@ -148,7 +150,7 @@ impl IntoResponse for Error {
             tracing::info!(problem = kind.uri(), lease_id = ?self.lease_id(), error = ?self, "request refused");
         }
         let reason = match &self {
-            Self::Rejected(rejection) => Some(rejection.code().to_owned()),
+            Self::Rejected { rejection, .. } => Some(rejection.code().to_owned()),
             Self::Ended { state, .. } => Some(state.to_string()),
             _ => None,
         };
