@@ -1,6 +1,8 @@
 -- Who there is: people, their keys, and the tasks that their agents work on.
 
 revoke all on schema public from public;
+-- A temporary table would come before ours in a search path, and is room to write in for whoever may only read.
+do $$ begin execute format('revoke temporary on database %I from public', current_database()); end $$;
 grant usage on schema public to broker_app, broker_ops;
 
 create table person (

@@ -47,7 +47,7 @@ create table lease (
     ended_at          timestamptz,
     end_reason        text,
 
-    unique (agent, idempotency_key),
+    unique (agent, sponsor, idempotency_key),
     unique (id, signed),
 
     -- Everything but a denial is about something that exists.
@@ -75,9 +75,12 @@ create index lease_open on lease (state, agent) where state in ('pending', 'appr
 
 -- The exact bytes that people sign. Written with the pending lease, never changed.
 create table statement (
-    lease_id uuid  primary key references lease,
-    bytes    bytea not null,
-    sha256   bytea not null generated always as (sha256(bytes)) stored unique
+    lease_id uuid    primary key,
+    bytes    bytea   not null,
+    sha256   bytea   not null generated always as (sha256(bytes)) stored unique,
+    -- Only a lease that needs signatures has one.
+    signed   boolean not null default true check (signed),
+    foreign key (lease_id, signed) references lease (id, signed)
 );
 
 create table signature (
@@ -153,16 +156,34 @@ begin atomic
                 or (f.kind = 'environment' and f.target = environment)));
 end;
 
--- Whether a task's token is still good: the task lives, and its sponsor is not disabled.
-create function task_is_live(task_id uuid, at timestamptz) returns boolean
+-- Whether a task's token is still good: the task is this agent's and sponsor's, it lives, and its sponsor is not disabled.
+create function task_is_live(task_id uuid, agent text, sponsor text, at timestamptz) returns boolean
 language sql stable
 begin atomic
     select exists (
         select from task t join person p on p.handle = t.sponsor
-         where t.id = task_id and t.ended_at is null and at < t.expires_at and p.disabled_at is null);
+         where t.id = task_id and t.agent = task_is_live.agent and t.sponsor = task_is_live.sponsor
+           and t.ended_at is null and at < t.expires_at and p.disabled_at is null);
 end;
+
+-- Whether as many people as a lease needs have approved it who are active, with keys that are not revoked.
+create function has_its_approvals(lease_id uuid, needed smallint) returns boolean
+language sql stable
+begin atomic
+    select needed <= (
+        select count(*) from signature g
+          join person p on p.handle = g.person
+          join person_key k on k.fingerprint = g.fingerprint
+         where g.lease_id = has_its_approvals.lease_id and g.decision = 'approve'
+           and p.disabled_at is null and k.revoked_at is null);
+end;
+
+-- The replica that holds this row sweeps. A row, because anybody who may connect can take an advisory lock.
+create table sweeper (only_row boolean primary key default true check (only_row));
+insert into sweeper default values;
 
 grant select, insert on lease, statement, signature, session to broker_app;
 grant select on "freeze" to broker_app;
+grant select, update on sweeper to broker_app;
 grant update (state, approved_at, claim_by, claimed_at, issued_at, ends_at, ended_at, end_reason) on lease to broker_app;
 grant update (state, settled_at, access_key_id, expires_at, failure, deliveries, last_delivered_at) on session to broker_app;

@@ -1,12 +1,14 @@
 -- The server checks all of this too. A bug there, or a hand in the database, meets it again here.
 
-create function refuse_change() returns trigger language plpgsql as $$
+create function refuse_change() returns trigger
+language plpgsql set search_path = pg_catalog, public, pg_temp as $$
 begin
     raise exception 'rows of % are never changed or removed', tg_table_name using errcode = 'integrity_constraint_violation';
 end
 $$;
 
-create function lease_guard() returns trigger language plpgsql as $$
+create function lease_guard() returns trigger
+language plpgsql set search_path = pg_catalog, public, pg_temp as $$
 begin
     if (new.id, new.idempotency_key, new.request_sha256, new.agent, new.sponsor, new.actor, new.task_id, new.task,
         new.reason, new.rollback, new.scope, new.environment, new.tier, new.account, new.region, new.role_arn,
@@ -25,6 +27,12 @@ begin
     if old.claimed_at is not null and new.claimed_at is distinct from old.claimed_at then
         raise exception 'lease % was claimed already', old.id using errcode = 'integrity_constraint_violation';
     end if;
+    if (old.approved_at is not null and new.approved_at is distinct from old.approved_at)
+       or (old.claim_by is not null and new.claim_by is distinct from old.claim_by)
+       or (old.issued_at is not null and new.issued_at is distinct from old.issued_at)
+       or (old.ends_at is not null and new.ends_at is distinct from old.ends_at) then
+        raise exception 'the times of lease % are set once', old.id using errcode = 'integrity_constraint_violation';
+    end if;
     if new.state <> old.state then
         if (old.state, new.state) not in (
             ('pending', 'approved'), ('pending', 'refused'), ('pending', 'withdrawn'), ('pending', 'lapsed'), ('pending', 'revoked'),
@@ -42,7 +50,8 @@ end
 $$;
 create trigger lease_guard before update on lease for each row execute function lease_guard();
 
-create function lease_starts() returns trigger language plpgsql as $$
+create function lease_starts() returns trigger
+language plpgsql set search_path = pg_catalog, public, pg_temp as $$
 begin
     if new.state not in ('pending', 'approved', 'denied') or (new.state = 'approved' and new.signatures_needed > 0) then
         raise exception 'a lease cannot start as %', new.state using errcode = 'integrity_constraint_violation';
@@ -53,7 +62,8 @@ $$;
 create trigger lease_starts before insert on lease for each row execute function lease_starts();
 
 -- A signature counts only from an eligible, active person who is neither the sponsor nor the actor, in time.
-create function signature_guard() returns trigger language plpgsql as $$
+create function signature_guard() returns trigger
+language plpgsql set search_path = pg_catalog, public, pg_temp as $$
 declare
     l lease;
 begin
@@ -79,7 +89,8 @@ $$;
 create trigger signature_guard before insert on signature for each row execute function signature_guard();
 
 -- After the insert, because a request and its claim are one statement: the lease is there only when it is done.
-create function session_starts() returns trigger language plpgsql as $$
+create function session_starts() returns trigger
+language plpgsql set search_path = pg_catalog, public, pg_temp as $$
 begin
     if new.state <> 'issuing' then
         raise exception 'a session cannot start as %', new.state using errcode = 'integrity_constraint_violation';
@@ -93,7 +104,8 @@ end
 $$;
 create trigger session_starts after insert on session for each row execute function session_starts();
 
-create function session_guard() returns trigger language plpgsql as $$
+create function session_guard() returns trigger
+language plpgsql set search_path = pg_catalog, public, pg_temp as $$
 begin
     if (new.id, new.lease_id, new.signed, new.session_name, new.claimed_at) is distinct from
        (old.id, old.lease_id, old.signed, old.session_name, old.claimed_at)
@@ -141,7 +153,8 @@ alter table session enable always trigger session_is_kept;
 alter table session enable always trigger session_is_kept_whole;
 
 -- Wakes whoever waits for a lease. Not for `issued`: the one who would wait caused it.
-create function lease_changed() returns trigger language plpgsql as $$
+create function lease_changed() returns trigger
+language plpgsql set search_path = pg_catalog, public, pg_temp as $$
 begin
     perform pg_notify('lease_changed', new.id::text);
     return null;

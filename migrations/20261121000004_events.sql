@@ -35,7 +35,8 @@ create index on event (lease_id, seq) where lease_id is not null;
 create index on event (type, recorded_at);
 create index on event (actor, recorded_at);
 
-create function refuse_event_change() returns trigger language plpgsql as $$
+create function refuse_event_change() returns trigger
+language plpgsql set search_path = pg_catalog, public, pg_temp as $$
 begin
     raise exception 'events are never changed or removed' using errcode = 'integrity_constraint_violation';
 end
@@ -50,7 +51,10 @@ declare
     first_day date := date_trunc('month', day);
     name text := 'event_' || to_char(first_day, 'YYYYMM');
 begin
-    perform pg_advisory_xact_lock(hashtext('make_event_partition'));
+    if current_date + 366 < day then
+        raise exception 'partitions are made for the coming year' using errcode = 'invalid_parameter_value';
+    end if;
+    lock table public.event in share update exclusive mode;
     if to_regclass('public.' || name) is not null then
         return;
     end if;

@@ -19,7 +19,7 @@ pub enum ArnError {
     Shape(String),
     #[error("{0:?} is in another partition than `aws`")]
     Partition(String),
-    #[error("{0:?} names a service by a wildcard; write the service")]
+    #[error("{0:?} does not name one service in lower case; write it as AWS does, like `s3`")]
     Service(String),
     #[error("{0:?} has a `.` or `..` path segment, which services read differently from IAM")]
     Dots(String),
@@ -47,7 +47,7 @@ impl Arn {
         if partition != "aws" {
             return Err(ArnError::Partition(owned()));
         }
-        if service.contains(['*', '?']) {
+        if !service.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-') {
             return Err(ArnError::Service(owned()));
         }
         if arn.resource().split('/').any(|it| it == "." || it == "..") {
@@ -90,6 +90,23 @@ impl Arn {
     /// Whether everything that `other` matches is matched by `self`. May say no where it is so; never yes where not.
     pub fn contains(&self, other: &Self) -> bool {
         self.parts().iter().zip(other.parts()).all(|(outer, inner)| glob_contains(outer, inner))
+    }
+
+    /// Whether the two could be about the same thing: whether something matches both, or, for S3, whether something
+    /// in a bucket of the one is in a bucket of the other. Who may delete a bucket may destroy its objects.
+    pub fn touches(&self, other: &Self) -> bool {
+        let s3 = self.parts()[2] == "s3" && other.parts()[2] == "s3";
+        self.overlaps(other) || (s3 && globs_overlap(&self.bucket(), &other.bucket()))
+    }
+
+    /// The buckets of an S3 resource, as a pattern. A wildcard may stand for the slash that ends the bucket's name.
+    fn bucket(&self) -> String {
+        let resource = self.resource();
+        match resource.find(['/', '*', '?']) {
+            None => resource.to_owned(),
+            Some(end) if resource[end..].starts_with('/') => resource[..end].to_owned(),
+            Some(end) => format!("{}*", &resource[..end]),
+        }
     }
 
     /// Whether something could match both.
@@ -180,6 +197,19 @@ mod tests {
     }
 
     #[test]
+    fn a_bucket_and_what_is_in_it_touch() {
+        let objects = arn("arn:aws:s3:::ledger/*");
+        assert!(objects.touches(&arn("arn:aws:s3:::ledger")));
+        assert!(arn("arn:aws:s3:::ledger").touches(&arn("arn:aws:s3:::ledger/2026")));
+        assert!(arn("arn:aws:s3:::led*").touches(&objects));
+        assert!(
+            arn("arn:aws:s3:::led*x/y").touches(&arn("arn:aws:s3:::ledger")),
+            "`*` may stand for a slash"
+        );
+        assert!(!objects.touches(&arn("arn:aws:s3:::ledger-2")));
+    }
+
+    #[test]
     fn what_another_reader_could_read_differently_is_refused() {
         use ArnError as E;
         let refused = |text: &str| Arn::parse(text).unwrap_err();
@@ -188,6 +218,7 @@ mod tests {
         assert!(matches!(refused("arn:aws-cn:s3:::x"), E::Partition(_)));
         assert!(matches!(refused("arn:*:s3:::x"), E::Partition(_)));
         assert!(matches!(refused("arn:aws:*:::x"), E::Service(_)));
+        assert!(matches!(refused("arn:aws:S3:::x"), E::Service(_)));
         assert!(matches!(refused("arn:aws:s3:::b/../c"), E::Dots(_)));
         assert!(matches!(refused("arn:aws:s3:::b/./c"), E::Dots(_)));
         assert!(matches!(refused("arn:aws:s3:::b/\u{7f}"), E::Character(_)));

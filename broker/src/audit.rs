@@ -17,6 +17,8 @@ pub enum EventType {
     LeaseDenied,
     LeasePending,
     LeaseApproved,
+    /// Rules, a freeze or an ended task stopped a claim; the lease is as it was.
+    ClaimRefused,
     LeaseIssued,
     LeaseExpired,
     LeaseRefused,
@@ -45,6 +47,7 @@ impl EventType {
             Self::LeaseDenied => "lease.denied",
             Self::LeasePending => "lease.pending",
             Self::LeaseApproved => "lease.approved",
+            Self::ClaimRefused => "lease.claim-refused",
             Self::LeaseIssued => "lease.issued",
             Self::LeaseExpired => "lease.expired",
             Self::LeaseRefused => "lease.refused",

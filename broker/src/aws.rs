@@ -53,7 +53,8 @@ pub enum MintError {
     Throttled,
     #[error("STS did not answer in time; whether it minted is unknown, and counts as used")]
     Unknown(String),
-    #[error("STS refused: {code}: {message}")]
+    /// STS's own words name our principal: they go to the log, not into tables or answers.
+    #[error("STS refused: {code}")]
     Refused { code: String, message: String },
     #[error("STS answered something else than was asked: {what}")]
     Wrong {
@@ -144,11 +145,10 @@ fn describe(error: &SdkError<AssumeRoleError>) -> MintError {
             ) {
                 return MintError::Throttled;
             }
-            if service.raw().status().is_server_error() {
-                return MintError::Unknown(format!(
-                    "STS answered {}: {code}",
-                    service.raw().status()
-                ));
+            // An answer that cannot be read may have been a yes.
+            let status = service.raw().status();
+            if !status.is_client_error() || service.err().code().is_none() {
+                return MintError::Unknown(format!("STS answered {status}: {code}"));
             }
             let message = service.err().message().unwrap_or_default().chars().take(300).collect();
             MintError::Refused { code, message }

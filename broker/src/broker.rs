@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::PgPool;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
@@ -18,11 +18,11 @@ use crate::config::{Config, Limits, Span};
 use crate::error::{Error, Result};
 use crate::identity::{Agent, Caller, Reader, Tokens};
 use crate::lease::{Assurance, LeaseId, LeaseState};
-use crate::narrow::{Holder, NarrowError, Narrowed, narrow};
+use crate::narrow::{Holder, NarrowError, Narrowed, check_request, narrow};
 use crate::policy::Decision;
 use crate::statement::{
-    Account, ActionTerms, AgentTerms, AgentWords, Issuer, LeaseTerms, Meaning, Rules, Sealed,
-    Signers, canonical,
+    Account, ActionTerms, AgentTerms, AgentWords, AssumeRole, Issuer, LeaseTerms, Meaning, Rules,
+    Sealed, Signers, canonical,
 };
 use crate::store::{
     self, Claimable, Find, NewLease, NewOutcome, NewSession, NewSignature, Obstacle, Opened, Terms,
@@ -77,6 +77,7 @@ impl Broker {
         let now = self.clock.now();
         let id = LeaseId(Uuid::now_v7());
         let task = request.task.as_deref().unwrap_or(&agent.task);
+        check_request(request, task).map_err(|error| Error::Invalid(error.to_string()))?;
         let digest =
             Sha256::digest(canonical(request).map_err(|error| Error::Invalid(error.to_string()))?);
         let lease = |decided_by, outcome| NewLease {
@@ -119,9 +120,12 @@ impl Broker {
             Opened::TooMany(what) => Err(Error::TooMany(what)),
             Opened::Frozen => {
                 let denied = NewOutcome::Denied { why: "frozen".to_owned() };
-                store::open(&self.pool, &self.scribe, &self.limits(), lease(Vec::new(), denied))
-                    .await?;
-                Err(Error::Frozen(Some(id)))
+                let denied = lease(Vec::new(), denied);
+                match store::open(&self.pool, &self.scribe, &self.limits(), denied).await? {
+                    Opened::New(_) => Err(Error::Frozen(Some(id))),
+                    // Somebody else's answer to the same key, or a limit, was first: there is no lease of this id.
+                    _ => Err(Error::Frozen(None)),
+                }
             }
         }
     }
@@ -137,9 +141,6 @@ impl Broker {
     ) -> Result<(Vec<String>, NewOutcome)> {
         let deny = |why: String| Ok((Vec::new(), NewOutcome::Denied { why }));
         let Some(scope) = self.config.catalogue.scope(&request.scope) else {
-            if 64 < request.scope.len() {
-                return Err(Error::Invalid("a scope's name has at most 64 characters".into()));
-            }
             return deny(format!("there is no scope {:?}", request.scope));
         };
         let holder = Holder { agent: &agent.name, sponsor: &agent.sponsor, task };
@@ -221,6 +222,7 @@ impl Broker {
             agent: AgentTerms { name: agent.name.clone(), issuer: origin.clone() },
             sponsor: agent.sponsor.clone(),
             actor: None,
+            sponsor_task: agent.task.clone(),
             agent_says: AgentWords {
                 task: task.to_owned(),
                 reason: request.reason.clone().unwrap_or_default(),
@@ -288,18 +290,65 @@ impl Broker {
         let claimable = store::claimable(&self.pool, id, agent).await?.ok_or(Error::NotFound)?;
         let signed = 0 < claimable.lease.signatures_needed;
         check_state(&claimable.lease, signed)?;
-        self.check_rules(&claimable)?;
-        let assume_role = match &claimable.statement {
-            None => claimable.assume_role,
-            Some(_) => self.check_approvals(&claimable, now)?.assume_role.clone(),
-        };
-        let claimed =
-            store::claim(&self.pool, &self.scribe, &claimable.lease, assume_role, agent, now)
-                .await?;
-        match claimed {
-            Some(warrant) => self.mint_and_settle(agent, warrant, signed).await,
-            None => Err(self.why_not_claimed(agent, id, signed, now).await?),
+        match self.claim(agent, &claimable, signed, now).await {
+            Ok(warrant) => self.mint_and_settle(agent, warrant, signed).await,
+            Err(error) => {
+                self.record_refused_claim(agent, &claimable.lease, &error, now).await?;
+                Err(error)
+            }
         }
+    }
+
+    /// Judges once more what was judged at request, and claims.
+    async fn claim(
+        &self,
+        agent: &Agent,
+        claimable: &Claimable,
+        signed: bool,
+        now: OffsetDateTime,
+    ) -> Result<Warrant> {
+        let lease = &claimable.lease;
+        let grant = if signed {
+            self.check_approvals(claimable, now)?
+        } else {
+            Grant {
+                actions: lease.actions.clone(),
+                resources: lease.resources.clone(),
+                window: claimable.window,
+                assume_role: claimable.assume_role.clone(),
+            }
+        };
+        self.check_rules(lease, &grant)?;
+        let claimed =
+            store::claim(&self.pool, &self.scribe, lease, grant.assume_role, agent, now).await?;
+        match claimed {
+            Some(warrant) => Ok(warrant),
+            None => Err(self.why_not_claimed(agent, lease.id, signed, now).await?),
+        }
+    }
+
+    /// A claim that rules or a freeze refused is part of the story; one that the state refused is not news.
+    async fn record_refused_claim(
+        &self,
+        agent: &Agent,
+        lease: &wire::Lease,
+        error: &Error,
+        now: OffsetDateTime,
+    ) -> Result<()> {
+        if !matches!(error, Error::Denied { .. } | Error::Frozen(_) | Error::TaskEnded) {
+            return Ok(());
+        }
+        let subject = Subject {
+            agent: Some(&lease.agent),
+            sponsor: Some(&lease.sponsor),
+            scope: Some(&lease.scope),
+            lease_id: Some(lease.id),
+            session_id: None,
+        };
+        let actor = Actor::Agent(&agent.name);
+        let detail = json!({ "why": error.to_string() });
+        let event = self.scribe.body(EventType::ClaimRefused, actor, subject, detail, now);
+        Ok(store::tell(&self.pool, event).await?)
     }
 
     async fn redeliver(
@@ -322,9 +371,8 @@ impl Broker {
         Ok(recorded.then_some(credentials))
     }
 
-    /// Rules can only tighten between request and claim.
-    fn check_rules(&self, claimable: &Claimable) -> Result<()> {
-        let lease = &claimable.lease;
+    /// Rules can only tighten between request and claim: today's catalogue must compile the very same input.
+    fn check_rules(&self, lease: &wire::Lease, grant: &Grant) -> Result<()> {
         let deny = |why: &str| {
             Err(Error::Denied {
                 lease_id: Some(lease.id),
@@ -336,20 +384,21 @@ impl Broker {
         };
         let asked = wire::LeaseRequest {
             scope: lease.scope.clone(),
-            actions: Some(lease.actions.clone()),
-            resources: Some(lease.resources.clone()),
-            ttl_seconds: None,
+            actions: Some(grant.actions.clone()),
+            resources: Some(grant.resources.clone()),
+            ttl_seconds: Some(Span(grant.window).seconds()),
             reason: lease.reason.clone(),
             rollback: lease.rollback.clone(),
             ..wire::LeaseRequest::default()
         };
         let holder = Holder { agent: &lease.agent, sponsor: &lease.sponsor, task: &lease.task };
-        let still = narrow(scope, &asked, holder, lease.id, lease.requested_at);
-        let Ok(still) = still else { return deny("the scope no longer holds this") };
-        if still.assume_role.role_arn != claimable.assume_role.role_arn {
-            return deny("the scope has another role");
+        let Ok(still) = narrow(scope, &asked, holder, lease.id, lease.requested_at) else {
+            return deny("the scope no longer holds this");
+        };
+        if still.assume_role != grant.assume_role {
+            return deny("the scope would grant something else now");
         }
-        match self.config.policy.decide(holder, scope, still.window) {
+        match self.config.policy.decide(holder, scope, grant.window) {
             Decision::Deny { .. } => deny("it is denied now"),
             Decision::NeedSignatures { rule, .. } if lease.signatures_needed < rule.count => {
                 deny("it needs more signatures now")
@@ -358,44 +407,48 @@ impl Broker {
         }
     }
 
-    /// Verifies every stored approval anew over the stored bytes, and counts people.
-    fn check_approvals(
-        &self,
-        claimable: &Claimable,
-        now: OffsetDateTime,
-    ) -> Result<Box<LeaseTerms>> {
+    /// Verifies every stored approval anew over the stored bytes, counts people, and reads the grant from the bytes.
+    fn check_approvals(&self, claimable: &Claimable, now: OffsetDateTime) -> Result<Grant> {
         let lease = &claimable.lease;
-        let bytes = claimable.statement.clone().unwrap_or_default();
-        let sealed = Sealed::from_bytes(bytes)?;
-        let terms = sealed.terms();
-        let demanded =
-            match self.config.catalogue.scope(&lease.scope).and_then(|it| it.signers.as_ref()) {
-                Some(rule) => rule.assurance.max(terms.signers.assurance),
-                None => terms.signers.assurance,
-            };
+        let why = "its approvals do not count any more: a key was revoked, a signer left, or the rules ask for more";
+        let deny = || Error::Denied { lease_id: Some(lease.id), why: why.into() };
+        let sealed = Sealed::from_bytes(claimable.statement.clone().ok_or_else(deny)?)?;
+        let scope = self.config.catalogue.scope(&lease.scope).ok_or_else(deny)?;
+        let rule = scope.signers.as_ref().ok_or_else(deny)?;
+        // What was signed, or what is asked today, whichever is stricter.
+        let mut terms = sealed.terms().clone();
+        terms.tier = terms.tier.max(scope.tier);
+        let demanded = rule.assurance.max(terms.signers.assurance);
         let mut people = BTreeSet::new();
         for approval in &claimable.approvals {
             let good = UnverifiedSignature::parse(&approval.signature).and_then(|signature| {
+                let meaning = Meaning::LeaseApproval;
                 verify::check_signature(
                     &signature,
                     &approval.key,
-                    Meaning::LeaseApproval,
+                    meaning,
                     sealed.bytes(),
                     demanded,
                     now,
                 )?;
-                let signer = Signer { handle: &approval.person, active: true, in_group: true };
-                verify::check_signer(terms, &signer, approval.signed_at)
+                let in_group = rule.groups.iter().any(|it| approval.groups.contains(it));
+                let signer = Signer { handle: &approval.person, active: true, in_group };
+                verify::check_signer(&terms, &signer, approval.signed_at)
             });
             if good.is_ok() {
                 people.insert(approval.person.as_str());
             }
         }
-        if terms.lease_id != lease.id || people.len() < usize::from(terms.signers.needed.max(1)) {
-            let why = "its approvals no longer count: a key was revoked, or the rules ask for more";
-            return Err(Error::Denied { lease_id: Some(lease.id), why: why.into() });
+        let needed = terms.signers.needed.max(rule.count).max(1);
+        if terms.lease_id != lease.id || people.len() < usize::from(needed) {
+            return Err(deny());
         }
-        Ok(Box::new(terms.clone()))
+        Ok(Grant {
+            actions: terms.actions.into_iter().map(|it| it.action).collect(),
+            resources: terms.resources,
+            window: claimable.window,
+            assume_role: terms.assume_role,
+        })
     }
 
     /// Says why a claim lost, from what the database says now.
@@ -410,6 +463,9 @@ impl Broker {
         let lease = self.lease_of(agent, id).await?;
         Ok(match (obstacle, lease.state) {
             (Obstacle::TaskEnded, _) => Error::TaskEnded,
+            (Obstacle::OtherTask, _) => {
+                Error::Denied { lease_id: Some(id), why: "it was opened under another task".into() }
+            }
             (Obstacle::Frozen, _) => Error::Frozen(Some(id)),
             (_, LeaseState::Pending) => Error::Pending(id),
             (_, state) if state.is_terminal() => Error::Ended { id, state },
@@ -615,52 +671,48 @@ impl Broker {
                     expires_at,
                 })
             }
-            Err(rejection) => {
-                let detail = json!({ "reason": rejection.code() });
-                let event = self.scribe.body(
-                    EventType::LoginRejected,
-                    Actor::Unknown,
-                    Subject::default(),
-                    detail,
-                    now,
-                );
-                store::tell(&self.pool, event).await?;
+            Err((rejection, person)) => {
+                // Nobody in particular can fail as often as they like: that is for the log, not for the record.
+                if let Some(person) = person {
+                    let detail = json!({ "reason": rejection.code() });
+                    let (kind, actor) = (EventType::LoginRejected, Actor::Person(&person));
+                    let event = self.scribe.body(kind, actor, Subject::default(), detail, now);
+                    store::tell(&self.pool, event).await?;
+                }
                 Err(Error::Rejected { lease_id: None, rejection })
             }
         }
     }
 
+    /// The person who signed our nonce; or why not, with the person once the signature proves to be theirs.
     async fn judge_login(
         &self,
         request: &wire::LoginRequest,
         now: OffsetDateTime,
-    ) -> Result<std::result::Result<String, Rejection>> {
+    ) -> Result<std::result::Result<String, (Rejection, Option<String>)>> {
         let Ok(nonce) = self.tokens.check_nonce(&request.nonce, now) else {
-            return Ok(Err(Rejection::StaleNonce));
+            return Ok(Err((Rejection::StaleNonce, None)));
         };
         let signature = match UnverifiedSignature::parse(&request.signature) {
             Ok(signature) => signature,
-            Err(rejection) => return Ok(Err(rejection)),
+            Err(rejection) => return Ok(Err((rejection, None))),
         };
         let fingerprint = signature.claimed_fingerprint();
         let Some(holder) = store::key_holder(&self.pool, &fingerprint).await? else {
-            return Ok(Err(Rejection::UnknownKey));
+            return Ok(Err((Rejection::UnknownKey, None)));
         };
         let body = request.nonce.as_bytes();
         // Reading asks for no assurance of its own: any enrolled key opens it, and it approves nothing.
-        let checked = verify::check_signature(
-            &signature,
-            &holder.key,
-            Meaning::Login,
-            body,
-            Assurance::Software,
-            now,
-        );
-        if let Err(rejection) = checked {
-            return Ok(Err(rejection));
-        }
-        if !holder.active {
-            return Ok(Err(Rejection::PersonDisabled));
+        let lowest = Assurance::Software;
+        let checked =
+            verify::check_signature(&signature, &holder.key, Meaning::Login, body, lowest, now);
+        match checked {
+            Ok(_) if holder.active => {}
+            Ok(_) => return Ok(Err((Rejection::PersonDisabled, Some(holder.person)))),
+            Err(rejection @ (Rejection::NotThisStatement | Rejection::WrongNamespace)) => {
+                return Ok(Err((rejection, None)));
+            }
+            Err(rejection) => return Ok(Err((rejection, Some(holder.person)))),
         }
         let actor = Actor::Person(&holder.person);
         let detail = json!({ "key_fingerprint": fingerprint });
@@ -668,7 +720,11 @@ impl Broker {
             self.scribe.body(EventType::LoginAccepted, actor, Subject::default(), detail, now);
         let spent =
             store::spend_nonce(&self.pool, nonce, &fingerprint, &holder.person, event, now).await?;
-        Ok(if spent { Ok(holder.person) } else { Err(Rejection::StaleNonce) })
+        Ok(if spent {
+            Ok(holder.person)
+        } else {
+            Err((Rejection::StaleNonce, Some(holder.person)))
+        })
     }
 
     // ------------------------------------------------------------------------------------------------- reading
@@ -824,6 +880,14 @@ impl Broker {
     pub async fn watch(&self) -> Result<()> {
         Ok(store::listen(&self.pool, |id| drop(self.changes.send(id))).await?)
     }
+}
+
+/// What a claim entitles to, from the signed bytes or, unsigned, from the lease.
+struct Grant {
+    actions: Vec<String>,
+    resources: Vec<String>,
+    window: Duration,
+    assume_role: AssumeRole,
 }
 
 enum Sight<'a> {

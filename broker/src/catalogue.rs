@@ -375,21 +375,16 @@ impl Environments {
         Ok(all)
     }
 
-    /// The strictest environment that `arn` may reach. What nothing covers is production.
+    /// The strictest environment that `arn` may reach: of every pattern that it touches, and of its account if that
+    /// is somebody's. What nothing covers is production.
     fn of(&self, arn: &Arn, account: &str) -> Environment {
-        let touched = self
-            .resources
-            .iter()
-            .filter(|(pattern, _)| pattern.overlaps(arn))
-            .map(|(_, it)| *it)
-            .max();
-        let covered = self.resources.iter().any(|(pattern, _)| pattern.contains(arn));
-        let rest = if covered {
-            None
-        } else {
-            Some(self.accounts.get(account).copied().unwrap_or(Environment::Production))
-        };
-        touched.max(rest).expect("what is not covered has a rest")
+        let touched =
+            self.resources.iter().filter(|(pattern, _)| pattern.touches(arn)).map(|(_, it)| *it);
+        let owner = self.accounts.get(account).copied();
+        let covered =
+            owner.is_some() || self.resources.iter().any(|(pattern, _)| pattern.contains(arn));
+        let rest = if covered { None } else { Some(Environment::Production) };
+        touched.chain(owner).chain(rest).max().expect("what is not covered has a rest")
     }
 }
 
@@ -509,6 +504,21 @@ signers = { groups = ["ops"], assurance = "present" }
             scope("[\"s3:PutObject\"]", "[\"arn:aws:s3:::*\"]", sign).unwrap().tier,
             Tier::Destructive
         );
+    }
+
+    #[test]
+    fn of_an_account_and_of_patterns_the_strictest_counts() {
+        let environments = |text: &str| Environments::build(toml::from_str(text).unwrap()).unwrap();
+        let all = environments(
+            "[staging]\naccounts = [\"111111111111\"]\nresources = [\"arn:aws:s3:::staging-*\"]\n\
+             [production]\nresources = [\"arn:aws:s3:::ledger/*\"]\n[backup]\naccounts = [\"222222222222\"]\n",
+        );
+        let of = |arn: &str, account: &str| all.of(&Arn::parse(arn).unwrap(), account);
+        assert_eq!(of("arn:aws:s3:::staging-x/*", "222222222222"), Environment::Backup);
+        assert_eq!(of("arn:aws:s3:::ledger", "111111111111"), Environment::Production);
+        assert_eq!(of("arn:aws:s3:::anything", "111111111111"), Environment::Staging);
+        assert_eq!(of("arn:aws:s3:::staging-x/*", "333333333333"), Environment::Staging);
+        assert_eq!(of("arn:aws:s3:::anything", "333333333333"), Environment::Production);
     }
 
     #[test]

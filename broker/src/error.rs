@@ -25,6 +25,8 @@ pub enum Error {
     Invalid(String),
     #[error("the body is larger than 64 KiB")]
     TooLarge,
+    #[error("the request did not arrive, or was not answered, in time")]
+    TooSlow,
     #[error("there is nothing here for this caller")]
     NotFound,
     #[error("this path does not take that method")]
@@ -63,6 +65,7 @@ impl Error {
             Self::Token(_) | Self::TaskEnded | Self::OtherCaller(_) => Kind::Unauthenticated,
             Self::Invalid(_) => Kind::InvalidRequest,
             Self::TooLarge => Kind::TooLarge,
+            Self::TooSlow => Kind::TooSlow,
             Self::NotFound => Kind::NotFound,
             Self::MethodNotAllowed => Kind::MethodNotAllowed,
             Self::Denied { .. } => Kind::Denied,
@@ -103,6 +106,7 @@ impl Error {
             Self::OtherCaller(who) => format!("Call with the token of {who}."),
             Self::Invalid(_) => "Correct the request; `/openapi.json` says what it takes.".into(),
             Self::TooLarge => "Send less.".into(),
+            Self::TooSlow => "Send the whole request at once, and try again.".into(),
             Self::NotFound => "Check the id, and that the lease is this caller's: `broker leases` lists them.".into(),
             Self::MethodNotAllowed => "See `/openapi.json`.".into(),
             Self::Denied { .. } => "`broker scopes` shows what may be asked for; if the task needs more, ask its sponsor. No other credential on this machine is meant for it.".into(),

@@ -24,6 +24,9 @@ use crate::{store, wire};
 /// Larger requests are refused unread.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
+/// Longer than a long poll and than any use case; shorter than a client that sends a byte a minute hopes for.
+const ANSWER_WITHIN: Duration = Duration::from_secs(45);
+
 type Server = State<Arc<Broker>>;
 
 pub fn router(broker: Arc<Broker>) -> Router {
@@ -52,7 +55,11 @@ pub fn router(broker: Arc<Broker>) -> Router {
 
 /// No answer of ours may be kept by a cache, or read as something else than it is.
 async fn guard_answers(request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
+    let mut response = match tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await {
+        Ok(response) => response,
+        // Most likely a body that never ends. A use case under way goes on: it is detached.
+        Err(_) => Error::TooSlow.into_response(),
+    };
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

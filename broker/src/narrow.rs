@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
@@ -10,12 +9,13 @@ use crate::arn::{Arn, ArnError};
 use crate::catalogue::{Action, SHORTEST_SESSION, Scope};
 use crate::config::Span;
 use crate::lease::LeaseId;
-use crate::statement::{AssumeRole, sha256_hex};
+use crate::statement::{AssumeRole, SessionPolicy, sha256_hex};
 use crate::wire::LeaseRequest;
 
 /// `API_AssumeRole`, `Policy`: at most 2,048 characters.
 const MAX_POLICY_CHARS: usize = 2048;
 const MAX_WORDS: usize = 1000;
+const MAX_SCOPE_NAME: usize = 64;
 const MAX_SIGNED_ITEMS: usize = 20;
 /// Beyond this nothing could fit the session policy; bounds what we look at.
 const MAX_ITEMS: usize = 100;
@@ -56,8 +56,10 @@ pub enum NarrowError {
     NotExact(Arn),
     #[error("a signed lease needs a {0}")]
     Missing(&'static str),
-    #[error("{what} is longer than {MAX_WORDS} characters")]
-    TooLong { what: &'static str },
+    #[error("{what}: at most {limit} characters")]
+    TooLong { what: &'static str, limit: usize },
+    #[error("{what}: control characters cannot be part of it")]
+    Control { what: &'static str },
     #[error("{0:?} is not a task: use letters, digits and `_.:/=+@-`, at most 128")]
     Task(String),
     #[error("the window must be between {} and {}", Span(*shortest), Span(*longest))]
@@ -76,7 +78,8 @@ pub fn narrow(
     id: LeaseId,
     now: OffsetDateTime,
 ) -> Result<Narrowed, NarrowError> {
-    check_words(scope, request, holder)?;
+    check_request(request, holder.task)?;
+    check_signable(scope, request)?;
     let actions = narrow_actions(scope, request.actions.as_deref())?;
     let resources = narrow_resources(scope, request.resources.as_deref())?;
     let window = request.ttl_seconds.map_or(SHORTEST_SESSION, |it| Duration::seconds(it.into()));
@@ -108,22 +111,48 @@ pub fn narrow(
     Ok(Narrowed { actions, resources, window, assume_role })
 }
 
-/// The task, the reason and the rollback: lengths, letters, and what a signer must be given.
-fn check_words(
-    scope: &Scope,
-    request: &LeaseRequest,
-    holder: Holder<'_>,
-) -> Result<(), NarrowError> {
+/// Checks what is true of any request, whatever its scope: lengths, and letters that nothing of ours can carry.
+/// Before anything of it is recorded.
+pub fn check_request(request: &LeaseRequest, task: &str) -> Result<(), NarrowError> {
     let task_letter = |it: char| it.is_ascii_alphanumeric() || "_.:/=+@-".contains(it);
-    if !(1..=128).contains(&holder.task.len()) || !holder.task.chars().all(task_letter) {
-        return Err(NarrowError::Task(holder.task.to_owned()));
+    if !(1..=128).contains(&task.len()) || !task.chars().all(task_letter) {
+        return Err(NarrowError::Task(task.to_owned()));
     }
     for (what, text) in [("reason", &request.reason), ("rollback", &request.rollback)] {
         let text = text.as_deref().unwrap_or_default();
         if MAX_WORDS < text.chars().count() {
-            return Err(NarrowError::TooLong { what });
+            return Err(NarrowError::TooLong { what, limit: MAX_WORDS });
         }
-        if !scope.tier.is_unsigned() && text.trim().is_empty() {
+        if text.contains('\0') {
+            return Err(NarrowError::Control { what });
+        }
+    }
+    for (what, list) in [("actions", &request.actions), ("resources", &request.resources)] {
+        let list = list.as_deref().unwrap_or_default();
+        if MAX_ITEMS < list.len() {
+            return Err(NarrowError::TooMany { what, limit: MAX_ITEMS });
+        }
+        check_names(what, list, MAX_POLICY_CHARS)?;
+    }
+    check_names("scope", std::slice::from_ref(&request.scope), MAX_SCOPE_NAME)
+}
+
+fn check_names(what: &'static str, names: &[String], limit: usize) -> Result<(), NarrowError> {
+    for name in names {
+        if limit < name.len() {
+            return Err(NarrowError::TooLong { what, limit });
+        }
+        if name.chars().any(char::is_control) {
+            return Err(NarrowError::Control { what });
+        }
+    }
+    Ok(())
+}
+
+/// What a signer must be given.
+fn check_signable(scope: &Scope, request: &LeaseRequest) -> Result<(), NarrowError> {
+    for (what, text) in [("reason", &request.reason), ("rollback", &request.rollback)] {
+        if !scope.tier.is_unsigned() && text.as_deref().unwrap_or_default().trim().is_empty() {
             return Err(NarrowError::Missing(what));
         }
     }
@@ -180,24 +209,7 @@ fn check_list<'a>(
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct PolicyDocument<'a> {
-    version: &'static str,
-    statement: [PolicyStatement<'a>; 1],
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct PolicyStatement<'a> {
-    effect: &'static str,
-    action: Vec<&'a str>,
-    resource: Vec<&'a str>,
-    /// Operator → key → value. Sorted, so that the same request always gives the same text.
-    condition: BTreeMap<&'static str, BTreeMap<&'static str, &'a str>>,
-}
-
-/// The session policy as it is sent: one statement, in a fixed order, without white space.
+/// The session policy as it is sent.
 fn session_policy(
     scope: &Scope,
     actions: &[Action],
@@ -208,20 +220,9 @@ fn session_policy(
         let whole = it.replace_nanosecond(0).expect("zero is a nanosecond");
         whole.format(&Rfc3339).expect("a year of four digits")
     });
-    // S3's ARNs name no account: without this, a bucket of that name in any account would do.
-    let account = BTreeMap::from([("aws:ResourceAccount", scope.account.as_str())]);
-    let mut condition = BTreeMap::from([("StringEquals", account)]);
-    if let Some(ends_at) = &ends_at {
-        condition.insert("DateLessThan", BTreeMap::from([("aws:CurrentTime", ends_at.as_str())]));
-    }
-    let statement = PolicyStatement {
-        effect: "Allow",
-        action: actions.iter().map(|it| it.name).collect(),
-        resource: resources.iter().map(Arn::as_str).collect(),
-        condition,
-    };
-    serde_json::to_string(&PolicyDocument { version: "2012-10-17", statement: [statement] })
-        .expect("strings serialize")
+    let actions = actions.iter().map(|it| it.name.to_owned()).collect();
+    let resources = resources.iter().map(ToString::to_string).collect();
+    SessionPolicy::new(actions, resources, &scope.account, ends_at).text()
 }
 
 #[cfg(test)]
@@ -343,6 +344,6 @@ mod tests {
         ));
         let wordy =
             LeaseRequest { reason: Some("\u{f6}".repeat(1001)), ..ask("staging-rw", None, None) };
-        assert_eq!(run(&wordy), Err(NarrowError::TooLong { what: "reason" }));
+        assert_eq!(run(&wordy), Err(NarrowError::TooLong { what: "reason", limit: 1000 }));
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 pub enum Kind {
     InvalidRequest,
     TooLarge,
+    TooSlow,
     Unauthenticated,
     NotFound,
     MethodNotAllowed,
@@ -29,6 +30,7 @@ impl Kind {
     pub const ALL: &[Self] = &[
         Self::InvalidRequest,
         Self::TooLarge,
+        Self::TooSlow,
         Self::Unauthenticated,
         Self::NotFound,
         Self::MethodNotAllowed,
@@ -54,6 +56,7 @@ impl Kind {
                 ("/problems/invalid-request", 400, "The request is not valid", 2)
             }
             Self::TooLarge => ("/problems/too-large", 413, "The request is too large", 2),
+            Self::TooSlow => ("/problems/too-slow", 408, "The request took too long", 9),
             Self::Unauthenticated => ("/problems/unauthenticated", 401, "Not authenticated", 8),
             Self::NotFound => ("/problems/not-found", 404, "Not found", 2),
             Self::MethodNotAllowed => {

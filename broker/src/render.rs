@@ -5,6 +5,9 @@ use std::fmt::Write;
 use crate::lease::{ActionClass, Tier};
 use crate::statement::Sealed;
 
+/// So many lines of the agent's words are shown: they must not push the rest off the screen.
+const MAX_LINES: usize = 12;
+
 /// The statement in words, without colour: what a terminal shows before the key asks for its touch.
 pub fn statement(sealed: &Sealed) -> String {
     let terms = sealed.terms();
@@ -21,7 +24,10 @@ pub fn statement(sealed: &Sealed) -> String {
         "who asks",
         &format!("agent {}, vouched for by {}", name(&terms.agent.name), name(&terms.agent.issuer)),
     );
-    line("sponsor", &name(&terms.sponsor));
+    line(
+        "sponsor",
+        &format!("{}, who started task {}", name(&terms.sponsor), name(&terms.sponsor_task)),
+    );
     if let Some(actor) = &terms.actor {
         line("set off by", &name(actor));
     }
@@ -65,8 +71,12 @@ pub fn statement(sealed: &Sealed) -> String {
 /// The agent's words, line by line, in a box that says whose they are.
 fn boxed(out: &mut String, label: &str, text: &str) {
     let _ = writeln!(out, "  | the agent's words, {label}:");
-    for line in text.split('\n') {
+    let lines = text.split('\n').count();
+    for line in text.split('\n').take(MAX_LINES) {
         let _ = writeln!(out, "  |   {}", words(line));
+    }
+    if MAX_LINES < lines {
+        let _ = writeln!(out, "  |   ({} more lines)", lines - MAX_LINES);
     }
     let odd = odd_letters(text);
     if !odd.is_empty() {
@@ -76,7 +86,8 @@ fn boxed(out: &mut String, label: &str, text: &str) {
 
 /// An identifier: everything outside printable ASCII is shown by its code point.
 pub fn name(text: &str) -> String {
-    escape(text, |it| it.is_ascii_graphic() || it == ' ')
+    // Names have no reason for runs of blanks, which could draw a column of their own.
+    escape(text, |it| it.is_ascii_graphic() || it == ' ').replace("  ", " \\u{20}")
 }
 
 /// Free text: letters of any script stay; controls, bidi marks, joiners and blanks that hide are shown by code point.
@@ -128,6 +139,15 @@ mod tests {
     }
 
     #[test]
+    fn many_lines_of_the_agents_words_do_not_hide_the_rest() {
+        let mut terms = terms();
+        terms.agent_says.reason = "x\n".repeat(400);
+        let shown = statement(&Sealed::new(terms).unwrap());
+        assert!(shown.lines().count() < 60, "{shown}");
+        assert!(shown.contains("(389 more lines)"));
+    }
+
+    #[test]
     fn account_tier_actions_and_arns_are_always_shown() {
         let shown = statement(&Sealed::new(terms()).unwrap());
         for part in [
@@ -145,5 +165,6 @@ mod tests {
     #[test]
     fn a_look_alike_in_an_identifier_is_shown_by_its_code_point() {
         assert_eq!(name("pr\u{43e}d-\u{1f600}"), "pr\\u{43e}d-\\u{1f600}");
+        assert_eq!(name("x    how often"), "x \\u{20} \\u{20}how often");
     }
 }

@@ -90,6 +90,8 @@ pub struct LeaseTerms {
     pub sponsor: String,
     /// Who set a pipeline off, if somebody did.
     pub actor: Option<String>,
+    /// The task that the sponsor started, which the agent's token names.
+    pub sponsor_task: String,
     /// The agent's words. Untrusted: shown in a labelled box, with nothing in them obeyed.
     pub agent_says: AgentWords,
     pub scope: String,
@@ -187,6 +189,54 @@ pub struct AssumeRole {
     pub source_identity: String,
 }
 
+/// An IAM policy of the one form that we send: one statement, in a fixed order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+pub struct SessionPolicy {
+    version: String,
+    statement: [PolicyStatement; 1],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct PolicyStatement {
+    effect: String,
+    action: Vec<String>,
+    resource: Vec<String>,
+    /// Operator → key → value. Sorted, so that the same request always gives the same text.
+    condition: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl SessionPolicy {
+    /// Allows `actions` on `resources` of `account`, until `ends_at` (RFC 3339) if that is given.
+    pub fn new(
+        actions: Vec<String>,
+        resources: Vec<String>,
+        account: &str,
+        ends_at: Option<String>,
+    ) -> Self {
+        let one = |key: &str, value: String| BTreeMap::from([(key.to_owned(), value)]);
+        // S3's ARNs name no account: without this, a bucket of that name in any account would do.
+        let account = one("aws:ResourceAccount", account.to_owned());
+        let mut condition = BTreeMap::from([("StringEquals".to_owned(), account)]);
+        if let Some(ends_at) = ends_at {
+            condition.insert("DateLessThan".to_owned(), one("aws:CurrentTime", ends_at));
+        }
+        let statement = PolicyStatement {
+            effect: "Allow".to_owned(),
+            action: actions,
+            resource: resources,
+            condition,
+        };
+        Self { version: "2012-10-17".to_owned(), statement: [statement] }
+    }
+
+    /// The text that is sent: without white space.
+    pub fn text(&self) -> String {
+        serde_json::to_string(self).expect("strings serialize")
+    }
+}
+
 /// A statement as stored: the bytes, and what follows from them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sealed {
@@ -238,6 +288,19 @@ impl Sealed {
         }
         if role.source_identity != terms.lease_id.to_string() {
             return Err(StatementError::Contradiction("source_identity is not the lease id"));
+        }
+        // What the signer is shown is what AWS gets: the policy says the same as the lists, and nothing else.
+        let shown = SessionPolicy::new(
+            terms.actions.iter().map(|it| it.action.clone()).collect(),
+            terms.resources.clone(),
+            &terms.account.id,
+            None,
+        );
+        if role.policy != shown.text() {
+            return Err(StatementError::Contradiction("the policy is not what the lists say"));
+        }
+        if !role.role_arn.starts_with(&format!("arn:aws:iam::{}:role/", terms.account.id)) {
+            return Err(StatementError::Contradiction("the role is in another account"));
         }
         match statement.subject.as_slice() {
             [it] if it.name == format!("lease-request/{}", terms.lease_id)
@@ -314,7 +377,10 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn terms() -> LeaseTerms {
-        let policy = r#"{"Version":"2012-10-17","Statement":[]}"#.to_owned();
+        let (action, resource) = ("s3:PutObject", "arn:aws:s3:::prod-app-data/config.json");
+        let policy =
+            SessionPolicy::new(vec![action.into()], vec![resource.into()], "000000000000", None)
+                .text();
         let lease_id = LeaseId(Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0001));
         LeaseTerms {
             broker: Issuer { origin: "http://localhost:8750".into(), instance_key: "kid".into() },
@@ -322,6 +388,7 @@ pub(crate) mod tests {
             agent: AgentTerms { name: "demo-agent".into(), issuer: "broker".into() },
             sponsor: "alice".into(),
             actor: None,
+            sponsor_task: "demo".into(),
             agent_says: AgentWords {
                 task: "OPS-7".into(),
                 reason: "rotate the b\u{f6}x".into(),
@@ -393,7 +460,13 @@ pub(crate) mod tests {
         policy.assume_role.policy.push(' ');
         let mut identity = terms();
         identity.assume_role.source_identity = "somebody".into();
-        for it in [policy, identity] {
+        let mut wider = terms();
+        wider.assume_role.policy =
+            SessionPolicy::new(vec!["s3:*".into()], vec!["*".into()], "000000000000", None).text();
+        wider.assume_role.policy_sha256 = sha256_hex(wider.assume_role.policy.as_bytes());
+        let mut elsewhere = terms();
+        elsewhere.assume_role.role_arn = "arn:aws:iam::111111111111:role/admin".into();
+        for it in [policy, identity, wider, elsewhere] {
             assert!(matches!(Sealed::new(it), Err(StatementError::Contradiction(_))));
         }
     }

@@ -98,9 +98,11 @@ impl NewSession {
 
 /// Opens the server's pool. Connects lazily: the database may come later than we do.
 pub fn pool(url: &str) -> Result<PgPool> {
-    let options = PgConnectOptions::from_str(url)?
-        .application_name("brokerd")
-        .options([("statement_timeout", STATEMENT_TIMEOUT), ("timezone", "UTC")]);
+    let options = PgConnectOptions::from_str(url)?.application_name("brokerd").options([
+        ("statement_timeout", STATEMENT_TIMEOUT),
+        ("timezone", "UTC"),
+        ("synchronous_commit", "on"),
+    ]);
     Ok(PgPoolOptions::new()
         .max_connections(32)
         .acquire_timeout(POOL_WAIT)

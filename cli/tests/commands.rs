@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use broker::lease::{ActionClass, Assurance, Environment, LeaseId, Tier};
 use broker::statement::{
     Account, ActionTerms, AgentTerms, AgentWords, AssumeRole, Issuer, LeaseTerms, Meaning, Rules,
-    Sealed, Signers, sha256_hex,
+    Sealed, SessionPolicy, Signers, sha256_hex,
 };
 use broker::verify::{EnrolledKey, UnverifiedSignature, check_signature};
 use serde_json::{Value, json};
@@ -397,13 +397,16 @@ fn help_completions_and_manual_pages_are_there_without_a_broker() {
 }
 
 fn sealed(tier: Tier) -> Sealed {
-    let policy = r#"{"Version":"2012-10-17","Statement":[]}"#.to_owned();
+    let (action, resource) = ("s3:PutObject", "arn:aws:s3:::prod-app-data/config.json");
+    let policy =
+        SessionPolicy::new(vec![action.into()], vec![resource.into()], "000000000000", None).text();
     Sealed::new(LeaseTerms {
         broker: Issuer { origin: "http://localhost:8750".into(), instance_key: "kid".into() },
         lease_id: ID.parse::<LeaseId>().unwrap(),
         agent: AgentTerms { name: "demo-agent".into(), issuer: "broker".into() },
         sponsor: "alice".into(),
         actor: None,
+        sponsor_task: "demo".into(),
         agent_says: AgentWords {
             task: "OPS-7".into(),
             reason: "because".into(),
@@ -424,8 +427,8 @@ fn sealed(tier: Tier) -> Sealed {
             tags: BTreeMap::new(),
             source_identity: ID.into(),
         },
-        actions: vec![ActionTerms { action: "s3:PutObject".into(), class: ActionClass::Review }],
-        resources: vec!["arn:aws:s3:::prod-app-data/config.json".into()],
+        actions: vec![ActionTerms { action: action.into(), class: ActionClass::Review }],
+        resources: vec![resource.into()],
         signers: Signers {
             eligible: vec!["bob".into()],
             needed: 1,

@@ -1,6 +1,8 @@
 //! The agent's path: asking, narrowing, claiming, and what it may not do.
 
 use axum::http::{Method, StatusCode};
+use broker::identity::TaskGrant;
+use secrecy::ExposeSecret;
 use serde_json::json;
 use tests::sts::FakeSts;
 use tests::{
@@ -140,7 +142,7 @@ async fn a_request_that_is_not_one_is_invalid_and_says_what_is_wrong() {
         (json!({ "scope": "staging-rw", "actions": [] }), "empty list"),
         (json!({ "scope": "staging-rw", "ttl_seconds": 60 }), "between 15m and 8h"),
         (json!({ "scope": "staging-rw", "task": "a b" }), "is not a task"),
-        (json!({ "scope": "staging-rw", "reason": "x".repeat(1001) }), "longer than 1000"),
+        (json!({ "scope": "staging-rw", "reason": "x".repeat(1001) }), "at most 1000 characters"),
         (
             json!({ "scope": "staging-rw", "resources": ["arn:aws:s3:::staging-app-data/../x"] }),
             "path segment",
@@ -421,7 +423,9 @@ async fn rules_that_became_stricter_stop_a_claim() {
     for id in [unsigned, signed] {
         let claim = replica.claim(id).await;
         assert_eq!(claim.problem(), "/problems/denied", "{}", claim.body);
-        assert!(claim.body["detail"].as_str().unwrap().contains("the rules have changed"));
+        let detail = claim.body["detail"].as_str().unwrap();
+        let why = if id == signed { "approvals do not count" } else { "the rules have changed" };
+        assert!(detail.contains(why), "{detail}");
     }
 
     std::fs::write(&scopes, before).unwrap();
@@ -434,6 +438,106 @@ async fn rules_that_became_stricter_stop_a_claim() {
     let replica = broker.replica(sts.options()).await;
     assert_eq!(replica.claim(unsigned).await.status, StatusCode::OK);
     assert_eq!(replica.claim(signed).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_rule_about_the_window_holds_at_claim_too() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let ask = async |seconds: u32| {
+        broker
+            .post("/v1/leases", json!({ "scope": "staging-rw", "ttl_seconds": seconds }))
+            .await
+            .id()
+    };
+    let (short, long) = (ask(900).await, ask(28_800).await);
+    let rule = "@id(\"at-most-an-hour\") forbid (principal, action, resource) when { context.ttl_seconds > 3600 };";
+    std::fs::write(broker.config_dir.path().join("policies/more.cedar"), rule).unwrap();
+    let replica = broker.replica(sts.options()).await;
+    assert_eq!(replica.claim(long).await.problem(), "/problems/denied");
+    assert_eq!(replica.claim(short).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_lease_is_its_tasks_and_ends_with_it() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let id = broker.staging_lease().await;
+    let tokens = &broker.broker.tokens;
+    let other = start_task(&broker.database, tokens, AGENT, "alice", broker.clock.now()).await;
+    let path = format!("/v1/leases/{id}/credentials");
+    let claim = async || broker.send(Method::POST, &path, Some(&other), &[], None).await;
+    let answer = claim().await;
+    assert_eq!(answer.problem(), "/problems/denied");
+    assert!(answer.body["detail"].as_str().unwrap().contains("another task"));
+    // Nor is the live session of the one handed to the other.
+    assert_eq!(broker.claim(id).await.status, StatusCode::OK);
+    assert_eq!(claim().await.problem(), "/problems/denied");
+    assert_eq!(sts.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_token_that_names_anothers_task_is_not_good() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let task: uuid::Uuid =
+        sqlx::query_scalar("select id from task").fetch_one(&broker.database.owner).await.unwrap();
+    let expires_at = broker.clock.now() + Duration::HOUR;
+    for (agent, sponsor) in [("other-agent", "alice"), (AGENT, "carol")] {
+        let grant = TaskGrant { id: task, agent, sponsor, task: "T-1", expires_at };
+        let token = broker.broker.tokens.task_token(grant, broker.clock.now());
+        let body = Some(json!({ "scope": "staging-rw" }));
+        let answer =
+            broker.send(Method::POST, "/v1/leases", Some(token.expose_secret()), &[], body).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    }
+}
+
+#[tokio::test]
+async fn letters_that_nothing_can_carry_are_refused_before_anything_is_written() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    for body in [
+        json!({ "scope": "staging-rw", "reason": "a\u{0}b" }),
+        json!({ "scope": "st\u{0}" }),
+        json!({ "scope": "none", "reason": "x".repeat(1001) }),
+        json!({ "scope": "none", "actions": ["x".repeat(3000)] }),
+        json!({ "scope": "none", "task": "\u{1b}[2J" }),
+        json!({ "scope": "none", "actions": ["\u{1b}[2J"] }),
+    ] {
+        let answer = broker.post("/v1/leases", body).await;
+        assert_eq!(answer.problem(), "/problems/invalid-request", "{}", answer.body);
+    }
+    let rows: i64 = sqlx::query_scalar("select count(*) from lease")
+        .fetch_one(&broker.database.owner)
+        .await
+        .unwrap();
+    assert_eq!(rows, 0);
+}
+
+#[tokio::test]
+async fn the_same_request_again_is_answered_at_the_limit_too() {
+    let sts = FakeSts::start().await;
+    let settings = "[limits]\nlease_requests_per_minute = 1\n".to_owned();
+    let broker = TestBroker::new(Setup { settings, ..Setup::fake(&sts) }).await;
+    let ask = async || {
+        let body = Some(json!({ "scope": "staging-rw" }));
+        broker
+            .send(
+                Method::POST,
+                "/v1/leases",
+                Some(&broker.token),
+                &[("idempotency-key", "k")],
+                body,
+            )
+            .await
+    };
+    let first = ask().await;
+    assert_eq!(ask().await.id(), first.id());
+    assert_eq!(
+        broker.post("/v1/leases", json!({ "scope": "staging-rw" })).await.problem(),
+        "/problems/too-many-requests"
+    );
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ fn moods(now: time::OffsetDateTime) -> Vec<(&'static str, Mood, &'static str)> {
             Mood::Throttling { now, calls: usize::MAX },
             "/problems/cloud-unavailable",
         ),
-        ("garbage", Mood::Garbage, "/problems/cloud-refused"),
+        ("garbage", Mood::Garbage, "/problems/cloud-unavailable"),
         ("empty", Mood::Empty, "/problems/cloud-refused"),
         ("longer than asked", Mood::Lasting { now, seconds: 43_200 }, "/problems/cloud-refused"),
         ("shorter than asked", Mood::Lasting { now, seconds: 60 }, "/problems/cloud-refused"),
@@ -200,6 +200,18 @@ async fn a_claim_that_was_frozen_while_minting_delivers_nothing() {
             broker.as_owner("insert into \"freeze\" (id, kind, reason, created_by, created_at) values (gen_random_uuid(), 'all', 'stop', 'carol', now())").await;
         }))
         .await;
+    }
+}
+
+#[tokio::test]
+async fn a_claim_whose_people_or_task_went_while_minting_delivers_nothing() {
+    for (signed, stop) in [
+        (false, "update person set disabled_at = created_at where handle = 'alice'"),
+        (true, "update task set ended_at = started_at"),
+        (true, "update person set disabled_at = created_at where handle = 'bob'"),
+        (true, "update person_key set revoked_at = enrolled_at where person = 'bob'"),
+    ] {
+        Box::pin(minted_too_late(signed, async |broker, _| broker.as_owner(stop).await)).await;
     }
 }
 

@@ -314,6 +314,38 @@ async fn what_is_minted_is_what_was_signed_and_not_what_the_lease_row_says() {
 }
 
 #[tokio::test]
+async fn a_signer_who_left_the_group_does_not_count_at_claim() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let id = broker.pending_lease().await;
+    broker.approve(id, &broker.bob).await;
+    broker.as_owner("update person set groups = '{}' where handle = 'bob'").await;
+    assert_eq!(broker.claim(id).await.problem(), "/problems/denied");
+    assert_eq!(broker.events(id).await.last().unwrap(), "lease.claim-refused");
+    broker.as_owner("update person set groups = '{production-signers}' where handle = 'bob'").await;
+    assert_eq!(sts.calls(), 0);
+    assert_eq!(broker.claim(id).await.status, StatusCode::OK, "the control");
+}
+
+#[tokio::test]
+async fn a_row_that_a_hand_wrote_mints_only_what_the_catalogue_compiles() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    broker.staging_lease().await;
+    // As the server's own role: a second approved lease, like the first but for its policy.
+    let forged = "insert into lease (id, request_sha256, agent, sponsor, task_id, task, scope, environment, tier, account, region, role_arn,
+            actions, resources, assume_role, window_seconds, rules_sha256, decided_by, signatures_needed, eligible_signers, state,
+            requested_at, approved_at, claim_by, ends_at)
+        select '01a00000-0000-7000-8000-000000000001', request_sha256, agent, sponsor, task_id, task, scope, environment, tier, account, region, role_arn,
+            actions, resources, jsonb_set(assume_role, '{policy}', '\"{}\"'), window_seconds, rules_sha256, decided_by, signatures_needed, eligible_signers, state,
+            requested_at, approved_at, claim_by, ends_at from lease";
+    sqlx::query(forged).execute(broker.pool()).await.unwrap();
+    let claim = broker.claim("01a00000-0000-7000-8000-000000000001".parse().unwrap()).await;
+    assert_eq!(claim.problem(), "/problems/denied", "{}", claim.body);
+    assert_eq!(sts.calls(), 0);
+}
+
+#[tokio::test]
 async fn eight_claims_at_once_through_two_replicas_mint_once() {
     let sts = FakeSts::start().await;
     let broker = TestBroker::fake(&sts).await;

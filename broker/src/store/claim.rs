@@ -3,7 +3,7 @@
 use serde_json::json;
 use sqlx::PgPool;
 use sqlx::types::Json;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Find, NewSession, Result, Viewer, Warrant, find, word};
@@ -19,7 +19,10 @@ use crate::wire;
 #[derive(Debug)]
 pub struct Claimable {
     pub lease: wire::Lease,
+    /// As it was compiled; what counts for an unsigned lease.
     pub assume_role: AssumeRole,
+    pub window: Duration,
+    /// What counts for a signed lease.
     pub statement: Option<Vec<u8>>,
     pub approvals: Vec<Approval>,
 }
@@ -28,6 +31,8 @@ pub struct Claimable {
 #[derive(Debug)]
 pub struct Approval {
     pub person: String,
+    /// The person's groups today.
+    pub groups: Vec<String>,
     pub signature: String,
     pub signed_at: OffsetDateTime,
     pub key: EnrolledKey,
@@ -40,23 +45,28 @@ pub async fn claimable(pool: &PgPool, id: LeaseId, agent: &Agent) -> Result<Opti
     };
     let row = sqlx::query!(
         r#"
-        select l.assume_role as "assume_role: Json<AssumeRole>", s.bytes as "bytes?"
+        select l.assume_role as "assume_role: Json<AssumeRole>", l.window_seconds, s.bytes as "bytes?"
           from lease l left join statement s on s.lease_id = l.id where l.id = $1
         "#,
         id.0
     )
     .fetch_one(pool)
     .await?;
-    let Some(Json(assume_role)) = row.assume_role else { return Ok(None) };
+    let (Some(Json(assume_role)), Some(window)) = (row.assume_role, row.window_seconds) else {
+        return Ok(None);
+    };
+    let window = Duration::seconds(window.into());
     let approvals = if row.bytes.is_none() { Vec::new() } else { approvals(pool, id).await? };
-    Ok(Some(Claimable { lease, assume_role, statement: row.bytes, approvals }))
+    Ok(Some(Claimable { lease, assume_role, window, statement: row.bytes, approvals }))
 }
 
 async fn approvals(pool: &PgPool, id: LeaseId) -> Result<Vec<Approval>> {
     let rows = sqlx::query!(
         r#"
-        select g.person, g.signature, g.signed_at, k.public_key, k.assurance, k.revoked_at
-          from signature g join person_key k on k.fingerprint = g.fingerprint
+        select g.person, p.groups, g.signature, g.signed_at, k.public_key, k.assurance, k.revoked_at
+          from signature g
+          join person p on p.handle = g.person
+          join person_key k on k.fingerprint = g.fingerprint
          where g.lease_id = $1 and g.decision = 'approve'
         "#,
         id.0
@@ -67,6 +77,7 @@ async fn approvals(pool: &PgPool, id: LeaseId) -> Result<Vec<Approval>> {
         .map(|it| {
             Ok(Approval {
                 person: it.person,
+                groups: it.groups,
                 signature: it.signature,
                 signed_at: it.signed_at,
                 key: EnrolledKey {
@@ -110,11 +121,9 @@ pub async fn claim(
                and (l.state = 'approved' and (l.claimed_at is not null or $4 <= l.claim_by) or l.state = 'issued')
                and (l.signatures_needed = 0 or l.claimed_at is null)
                and (l.ends_at is null or $4 < l.ends_at)
-               and task_is_live($5, $4) and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
-               and l.signatures_needed <= (
-                   select count(*) from signature g
-                     join person p on p.handle = g.person join person_key k on k.fingerprint = g.fingerprint
-                    where g.lease_id = l.id and g.decision = 'approve' and p.disabled_at is null and k.revoked_at is null)
+               and l.task_id = $5 and task_is_live(l.task_id, l.agent, l.sponsor, $4)
+               and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
+               and has_its_approvals(l.id, l.signatures_needed)
             returning l.id, l.signatures_needed > 0 as signed
         ), minting as (
             insert into session (id, lease_id, signed, state, session_name, claimed_at)
@@ -146,17 +155,21 @@ pub async fn claim_obstacle(
 ) -> Result<Obstacle> {
     let row = sqlx::query!(
         r#"
-        select task_is_live($2, $3) as "live!", is_frozen(l.agent, l.sponsor, l.scope, l.environment) as "frozen!"
+        select task_is_live($2, $3, $4, $5) as "live!", l.task_id = $2 as "same_task!",
+               is_frozen(l.agent, l.sponsor, l.scope, l.environment) as "frozen!"
           from lease l where l.id = $1
         "#,
         id.0,
         agent.task_id,
+        agent.name,
+        agent.sponsor,
         now
     )
     .fetch_one(pool)
     .await?;
     Ok(match row {
         it if !it.live => Obstacle::TaskEnded,
+        it if !it.same_task => Obstacle::OtherTask,
         it if it.frozen => Obstacle::Frozen,
         _ => Obstacle::Other,
     })
@@ -165,6 +178,8 @@ pub async fn claim_obstacle(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
     TaskEnded,
+    /// The lease was opened under another task of the same agent.
+    OtherTask,
     Frozen,
     Other,
 }
@@ -201,7 +216,9 @@ pub async fn settle(
                 with held as materialized (
                     select l.id, l.state from lease l
                      where l.id = $1 and l.state in ('approved', 'issued')
+                       and task_is_live(l.task_id, l.agent, l.sponsor, $3)
                        and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
+                       and has_its_approvals(l.id, l.signatures_needed)
                        for update
                 ), settled as (
                     update session s set state = 'live', settled_at = $3, access_key_id = $4, expires_at = $5,
@@ -350,7 +367,8 @@ pub async fn redeliver(
               from lease l
              where s.id = $1 and s.lease_id = $2 and s.state = 'live' and $3 < s.expires_at
                and l.id = s.lease_id and l.agent = $4 and l.sponsor = $5 and l.state = 'issued' and $3 < l.ends_at
-               and task_is_live($6, $3) and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
+               and l.task_id = $6 and task_is_live(l.task_id, l.agent, l.sponsor, $3)
+               and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
             returning s.id
         )
         select append_event($7) as seq from delivered

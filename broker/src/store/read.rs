@@ -106,7 +106,8 @@ pub async fn find(pool: &PgPool, find: Find<'_>) -> Result<Vec<wire::Lease>> {
                 ended_at: it.ended_at,
                 end_reason: it.end_reason,
                 decided_by: it.decided_by,
-                signatures_needed: u16::try_from(it.signatures_needed).unwrap_or_default(),
+                signatures_needed: u16::try_from(it.signatures_needed)
+                    .map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
                 eligible_signers: it.eligible_signers,
                 signatures: it.signatures.0,
                 short_code: it.bytes.as_deref().map(crate::statement::short_code),
@@ -145,7 +146,13 @@ pub async fn active_person(pool: &PgPool, handle: &str) -> Result<Option<Person>
 
 /// Whether an agent's task lives and its sponsor is active.
 pub async fn task_is_live(pool: &PgPool, agent: &Agent, now: OffsetDateTime) -> Result<bool> {
-    sqlx::query_scalar!(r#"select task_is_live($1, $2) as "live!""#, agent.task_id, now)
-        .fetch_one(pool)
-        .await
+    sqlx::query_scalar!(
+        r#"select task_is_live($1, $2, $3, $4) as "live!""#,
+        agent.task_id,
+        agent.name,
+        agent.sponsor,
+        now
+    )
+    .fetch_one(pool)
+    .await
 }

@@ -130,7 +130,8 @@ pub async fn open(
         r#"
         with gate as materialized (
             select case
-                when not task_is_live($7, $24) then 'task-ended'
+                when not task_is_live($7, $4, $5, $24) then 'task-ended'
+                when exists (select from lease l where l.agent = $4 and l.sponsor = $5 and l.idempotency_key = $2) then 'known'
                 when (select count(*) from lease l where l.agent = $4 and $24 - interval '1 minute' < l.requested_at) >= $32
                     then 'lease requests a minute for this agent'
                 when $22 = 'denied' then 'open'
@@ -150,7 +151,7 @@ pub async fn open(
             select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
                    $36, $37, $23, $22, $24, $25, $26, $27, $28, $29, $30, $31
               from gate where verdict = 'open'
-            on conflict (agent, idempotency_key) do nothing
+            on conflict (agent, sponsor, idempotency_key) do nothing
             returning id
         ), sealed as (
             insert into statement (lease_id, bytes) select id, $38 from written where $38::bytea is not null
@@ -209,6 +210,7 @@ pub async fn open(
     .await?;
 
     Ok(match row.verdict.as_str() {
+        "known" => Opened::Known,
         "open" if !row.written => Opened::Known,
         "open" => Opened::New(claim.zip(terms).map(|(session, terms)| Warrant {
             lease_id: id,
@@ -258,8 +260,9 @@ pub async fn by_idempotency_key(
     key: &str,
 ) -> Result<Option<(LeaseId, Vec<u8>)>> {
     let row = sqlx::query!(
-        "select id, request_sha256 from lease where agent = $1 and idempotency_key = $2",
+        "select id, request_sha256 from lease where agent = $1 and sponsor = $2 and idempotency_key = $3",
         agent.name,
+        agent.sponsor,
         key
     )
     .fetch_optional(pool)

@@ -10,8 +10,6 @@ use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::config::Limits;
 use crate::lease::LeaseId;
 
-/// Of the replicas that sweep at once, the one that holds this lock does.
-const LOCK: i64 = 0x0062_726f_6b65_7201;
 const LOST: &str = "nobody settled the claim; whether AWS minted is unknown, and counts as used";
 
 /// Ends what time has ended, and settles what a crash left behind. Returns how many rows changed.
@@ -24,11 +22,10 @@ pub async fn sweep(
     now: OffsetDateTime,
 ) -> Result<usize> {
     let mut transaction = pool.begin().await?;
-    let elected =
-        sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock($1) as "elected!""#, LOCK)
-            .fetch_one(&mut *transaction)
-            .await?;
-    if !elected {
+    let elected = sqlx::query!("select only_row from sweeper for update skip locked")
+        .fetch_optional(&mut *transaction)
+        .await?;
+    if elected.is_none() {
         return Ok(0);
     }
     let sessions = sweep_sessions(&mut transaction, scribe, limits, now).await?;
