@@ -1,0 +1,67 @@
+# Everything one does with this repository. `make demo` shows the product, `make test` is what CI runs.
+# On a fresh machine either installs what is missing first; see scripts/setup.sh.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# Where rustup puts cargo; whatever is in PATH comes first.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+# .sqlx says what the database would: a build needs none.
+export SQLX_OFFLINE := true
+
+TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+BROKERD := $(TARGET_DIR)/debug/brokerd
+
+# As `brokerd dev` chooses it: root's home is closed to the user that PostgreSQL runs as.
+STATE_DIR := $(if $(filter /%,$(XDG_STATE_HOME)),$(XDG_STATE_HOME),$(HOME)/.local/state)
+DEV_DIR := $(if $(XDG_STATE_HOME)$(filter-out /root,$(HOME)),$(STATE_DIR)/broker/dev,/var/lib/broker-dev)
+
+.PHONY: help
+help: ## Show what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r target text; \
+	do printf '%-18s %s\n' "$$target" "$$text"; done
+
+.PHONY: demo
+demo: build ## See the whole product once, on this machine, without an account
+	@scripts/demo.sh
+
+.PHONY: dev
+dev: build ## Run the whole product until Ctrl-C, and try it from another terminal
+	@printf '%s\n' 'When it says "ready", in another terminal:' \
+	    '  set -a; . "$(DEV_DIR)/dev.env"; set +a; PATH="$(TARGET_DIR)/debug:$$PATH"' \
+	    '  broker scopes' ''
+	@exec "$(BROKERD)" dev --dir "$(DEV_DIR)"
+
+.PHONY: test
+test: check build ## Check and test everything, as CI does
+	@AWS_CLI="$$(scripts/setup.sh --print-aws)" cargo test --workspace --locked
+
+.PHONY: check
+check: setup ## Check form, lints, scripts and the example configuration
+	@for script in scripts/*.sh .ci/run; do bash -n "$$script" || exit 1; done
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@cargo run --quiet --locked --package broker -- check --config config
+
+.PHONY: build
+build: setup ## Build broker and brokerd
+	cargo build --workspace --locked
+
+.PHONY: fmt
+fmt: ## Format the code
+	cargo fmt --all
+
+.PHONY: sqlx
+sqlx: setup ## Describe the queries in .sqlx anew, after one or the schema has changed
+	@scripts/sqlx.sh
+
+.PHONY: setup
+setup: ## Install what is missing on this machine, and say so
+	@scripts/setup.sh
+
+.PHONY: clean-dev
+clean-dev: ## Forget everything that `make dev` keeps
+	@if pid="$$(head -n 1 "$(DEV_DIR)/postgres/postmaster.pid" 2>/dev/null)" && kill -0 "$$pid" 2>/dev/null; \
+	then echo 'brokerd dev runs on $(DEV_DIR); stop it first' >&2; exit 1; fi
+	rm -rf "$(DEV_DIR)"

@@ -1,0 +1,233 @@
+#!/bin/sh
+# Sets this machine up for building, testing and trying the broker: says what is missing and why, then
+# installs that and nothing else. Run again, it looks, finds everything and says nothing.
+#
+#   scripts/setup.sh                    set up
+#   scripts/setup.sh --print-aws        where the AWS CLI is that this script installs
+#   scripts/setup.sh --print-postgres   the directory of PostgreSQL's programs
+#
+# Rust and Python 3 are yours to install. As root it calls apt-get, as an ordinary user sudo; where
+# neither will do it ends with the command that an administrator has to run.
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+requirements=$root/scripts/awscli-requirements.txt
+oldest_python=3.10
+oldest_postgres=15
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() {
+    say "$@"
+    exit 1
+}
+
+# Whether version $1 is at least $2, by major and minor number.
+at_least() {
+    awk -v have="$1" -v want="$2" 'BEGIN {
+        split(have, h, "."); split(want, w, ".")
+        exit !(h[1] + 0 > w[1] + 0 || (h[1] + 0 == w[1] + 0 && h[2] + 0 >= w[2] + 0))
+    }'
+}
+
+# --- the AWS CLI: in an environment of its own, so that it is one version for everybody
+
+aws_version=$(sed -n 's/^awscli==\([0-9.]*\).*/\1/p' "$requirements")
+
+# Where `brokerd` keeps the AWS emulator too.
+cache_dir() {
+    case ${XDG_CACHE_HOME-} in
+        /*) printf '%s/broker\n' "$XDG_CACHE_HOME" ;;
+        *) printf '%s/.cache/broker\n' "${HOME:?is not set; set it, or XDG_CACHE_HOME}" ;;
+    esac
+}
+
+aws_dir() { printf '%s/awscli-%s\n' "$(cache_dir)" "$aws_version"; }
+
+# It has its name only when it is whole; its Python may have gone since.
+aws_is_whole() { "$(aws_dir)/bin/python" -I -c 'import awscli' 2>/dev/null; }
+
+install_aws() {
+    whole=$(aws_dir)
+    (umask 077 && mkdir -p "$(cache_dir)")
+    # What an installation left behind that was killed an hour ago or longer.
+    find "$(cache_dir)" -maxdepth 1 -name 'awscli-*.unfinished.*' -mmin +60 -exec rm -rf {} +
+    unfinished=$(mktemp -d "$whole.unfinished.XXXXXX")
+    trap 'rm -rf "$unfinished"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    python3 -I -m venv "$unfinished"
+    "$unfinished/bin/python" -I -m pip install --quiet --disable-pip-version-check \
+        --require-hashes --only-binary :all: --requirement "$requirements" ||
+        die "pip could not install the AWS CLI; check that it reaches its index, then run this again"
+    # Unlike pip's own, this one works under another name.
+    cat >"$unfinished/bin/aws" <<'AWS'
+#!/bin/sh
+exec "${0%/*}/python" -I -m awscli "$@"
+AWS
+    chmod 755 "$unfinished/bin/aws" "$unfinished"
+    aws_is_whole || rm -rf "$whole"
+    # Unlike mv, this fails when somebody else was first.
+    python3 -I -c 'import os, sys; os.rename(*sys.argv[1:])' "$unfinished" "$whole" 2>/dev/null ||
+        aws_is_whole || die "cannot make $whole"
+}
+
+# --- PostgreSQL: where `brokerd dev` looks for it
+
+postgres_dir() (
+    IFS=:
+    for dir in $PATH /usr/lib/postgresql/*/bin /usr/pgsql-*/bin \
+        /opt/homebrew/opt/postgresql@*/bin /usr/local/opt/postgresql@*/bin; do
+        if [ -x "$dir/initdb" ] && [ -x "$dir/postgres" ] && [ -x "$dir/psql" ]; then
+            version=$("$dir/postgres" --version | sed 's/.*(PostgreSQL) \([0-9]*\).*/\1/')
+            if [ "$version" -ge "$oldest_postgres" ] 2>/dev/null; then
+                printf '%s\n' "$dir"
+                exit 0
+            fi
+        fi
+    done
+    exit 1
+)
+
+# --- what has to be there before
+
+check_cargo() {
+    PATH=$PATH:${HOME-}/.cargo/bin
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
+    command -v cargo >/dev/null ||
+        die "cargo is neither in PATH nor in ~/.cargo/bin; install Rust $wanted or newer (https://rustup.rs)"
+    found=$(cd "$root" && cargo --version | cut -d ' ' -f 2)
+    at_least "$found" "$wanted" ||
+        die "Rust $wanted or newer is needed, and $(command -v cargo) is $found; run \`rustup update\`"
+}
+
+check_python() {
+    command -v python3 >/dev/null ||
+        die "python3 is not in PATH; install Python $oldest_python or newer"
+    found=$(python3 -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    at_least "$found" "$oldest_python" ||
+        die "Python $oldest_python or newer is needed, and $(command -v python3) is $found; put a newer python3 first in PATH"
+}
+
+# --- what is missing
+
+has_compiler() {
+    command -v cc >/dev/null &&
+        printf '#include <stdlib.h>\n' | cc -x c -fsyntax-only - 2>/dev/null
+}
+has_venv() { python3 -I -c 'import ensurepip, venv' 2>/dev/null; }
+has_processes() { [ -x /bin/ps ] && [ -x /bin/kill ]; }
+
+packages=
+reasons=
+# Package $1 (or several) is missing; $2 is why it is needed.
+need() {
+    packages="$packages $1"
+    reasons="$reasons$(printf '  %-18s %s' "$1" "$2")
+"
+}
+
+needed_from_apt() {
+    command -v make >/dev/null || need make "runs what the Makefile says"
+    has_compiler || need "gcc libc6-dev" "C compiler and linker: Rust links with it, the TLS library is partly C"
+    postgres_dir >/dev/null || need postgresql "the database; only its programs are used, no server is set up"
+    has_venv || need python3-venv "Python environments: the AWS emulator and the AWS CLI live in one each"
+    command -v ssh-keygen >/dev/null || need openssh-client "ssh-keygen: people sign with it"
+    has_processes || need procps "ps and kill: to find and stop what a crash left running"
+}
+
+needed_from_brew() {
+    has_compiler || die "there is no C compiler; run \`xcode-select --install\`"
+    postgres_dir >/dev/null || need postgresql@16 "the database; only its programs are used, no server is set up"
+    has_venv || need python "Python environments: the AWS emulator and the AWS CLI live in one each"
+}
+
+# Runs as root. apt's own words are kept for when it fails. The package's own cluster would be one more
+# server, started with the machine, which nobody here uses: it is not made, and the setting that says so
+# does not stay.
+apt_script='
+set -eu
+log=$(mktemp)
+conf=/etc/postgresql-common/createcluster.conf
+export DEBIAN_FRONTEND=noninteractive
+restore() { :; }
+finish() { status=$?; restore; [ $status = 0 ] || tail -n 20 "$log" >&2; rm -f "$log"; }
+trap finish EXIT
+trap "exit 130" INT
+trap "exit 143" TERM HUP
+apt-get update >"$log" 2>&1
+case " $* " in *" postgresql "*)
+    version=$(apt-cache show --no-all-versions postgresql | sed -n "s/^Version: \([0-9]*\).*/\1/p")
+    if [ "${version:-0}" -lt "$oldest_postgres" ]; then
+        echo "this system has PostgreSQL ${version:-0}, and $oldest_postgres or newer is needed: add the packages of the PostgreSQL project, see https://www.postgresql.org/download/" >"$log"
+        exit 1
+    fi
+    if [ ! -e $conf ]; then
+        restore() { if [ -e /usr/share$own ]; then cp /usr/share$own /etc$own; else rm -f /etc$own; fi; }
+        own=/postgresql-common/createcluster.conf
+        mkdir -p "${conf%/*}"
+        echo "create_main_cluster = false" >$conf
+    fi
+esac
+apt-get install --yes --no-install-recommends "$@" >"$log" 2>&1 </dev/null
+'
+
+install_from_apt() {
+    command="apt-get update && apt-get install --no-install-recommends$packages"
+    say "these packages are missing and will now be installed:"
+    printf '%s' "$reasons" >&2
+    if [ "$(id -u)" = 0 ]; then
+        as_root=
+    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+        as_root=sudo
+    elif command -v sudo >/dev/null && [ -t 0 ] && [ -t 2 ]; then
+        as_root=sudo
+        say "sudo asks for your password"
+    else
+        say "that needs an administrator, who is to run:"
+        printf '  %s\n' "$command" >&2
+        exit 1
+    fi
+    # shellcheck disable=SC2086 # package names are words
+    $as_root env oldest_postgres="$oldest_postgres" sh -c "$apt_script" apt $packages || {
+        say "that failed; when what is said above is fixed, run this again, or as root:"
+        printf '  %s\n' "$command" >&2
+        exit 1
+    }
+    packages=
+    needed_from_apt
+    [ -z "$packages" ] || die "installed, and still missing:$packages; is another program of that name first in PATH?"
+}
+
+setup() {
+    check_cargo
+    check_python
+    if [ "$(uname -s)" = Darwin ]; then
+        needed_from_brew
+        if [ -n "$packages" ]; then
+            say "these are missing:"
+            printf '%s' "$reasons" >&2
+            die "install them, then run this again: brew install$packages"
+        fi
+    elif command -v apt-get >/dev/null; then
+        needed_from_apt
+        [ -z "$packages" ] || install_from_apt
+    else
+        needed_from_apt
+        if [ -n "$packages" ]; then
+            say "these are missing (by the names of Debian's packages):"
+            printf '%s' "$reasons" >&2
+            die "install them with this system's package manager, then run this again"
+        fi
+    fi
+    if ! aws_is_whole; then
+        say "the AWS CLI $aws_version will now be installed from PyPI in $(aws_dir): the demo and the tests call AWS with it"
+        install_aws
+    fi
+}
+
+case ${1-} in
+    '') setup ;;
+    --print-aws) printf '%s/bin/aws\n' "$(aws_dir)" ;;
+    --print-postgres) postgres_dir || die "PostgreSQL $oldest_postgres or newer is not installed; run scripts/setup.sh" ;;
+    *) die "usage: scripts/setup.sh [--print-aws | --print-postgres]" ;;
+esac
