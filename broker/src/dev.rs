@@ -39,6 +39,8 @@ const SCOPES: &str = include_str!("../../config/scopes.toml");
 const RULES: &str = include_str!("../../config/policies/agents.cedar");
 /// What `config/scopes.toml` says where the emulator's own external id belongs.
 const EXTERNAL_ID: &str = "external_id = \"demo\"";
+/// What a shell reads to use the stack; there while it runs.
+const ENVIRONMENT: &str = "dev.env";
 const DATABASE: &str = "broker";
 const AGENT: &str = "demo-agent";
 const TASK: &str = "demo";
@@ -190,7 +192,11 @@ pub async fn run(
         format!("cannot listen on {}; pass --listen 127.0.0.1:0 for a free port", options.listen)
     })?;
     let mut stack = Stack::start(&options, true, false).await?;
+    // Whoever waits for it must not find that of a run which is over.
+    let environment = stack.dir.join(ENVIRONMENT);
+    place::remove_file(&environment)?;
     let served = serve(&mut stack, listener, shutdown).await;
+    place::remove_file(&environment)?;
     let stopped = stack.stop().await;
     served.and(stopped)
 }
@@ -214,7 +220,7 @@ async fn serve(
     let mut owner = store::admin(stack.admin_url(DATABASE).expose_secret()).await?;
     let now = clock.now();
     enrol_people(&mut owner, &keys, now).await?;
-    let token = start_task(&mut owner, &broker.tokens, &origin, now).await?;
+    let token = task_token(&mut owner, &broker.tokens, &origin, now).await?;
     owner.close().await?;
 
     let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
@@ -225,7 +231,7 @@ async fn serve(
         }
     }));
     write_env(stack, &origin, &token)?;
-    tracing::info!(url = origin, env = %stack.dir.join("dev.env").display(), "ready");
+    tracing::info!(url = origin, env = %stack.dir.join(ENVIRONMENT).display(), "ready");
     tokio::select! {
         served = serving => served?,
         why = stack.broken() => {
@@ -335,26 +341,27 @@ async fn enrol_people(
     Ok(())
 }
 
-/// Starts the demo agent's task, and makes its token.
-async fn start_task(
+/// Makes a token for the demo agent's task: the running one if it has hours to go, or else a new one.
+async fn task_token(
     owner: &mut PgConnection,
     tokens: &Tokens,
     origin: &str,
     now: OffsetDateTime,
 ) -> anyhow::Result<SecretString> {
     let sponsor = PEOPLE[0].0;
-    let grant = TaskGrant {
-        id: Uuid::now_v7(),
-        agent: AGENT,
-        sponsor,
-        task: TASK,
-        expires_at: now + TOKEN_TTL,
-    };
-    let scribe = Scribe { source: origin.to_owned() };
-    let subject = Subject { agent: Some(AGENT), sponsor: Some(sponsor), ..Subject::default() };
-    let detail = serde_json::json!({ "task_id": grant.id, "task": TASK });
-    let event = scribe.body(EventType::TaskStarted, Actor::Broker, subject, detail, now);
-    store::start_task(owner, grant, event, now).await?;
+    let (id, expires_at, is_new) =
+        match store::running_task(owner, AGENT, sponsor, now + TOKEN_TTL / 2).await? {
+            Some((id, expires_at)) => (id, expires_at, false),
+            None => (Uuid::now_v7(), now + TOKEN_TTL, true),
+        };
+    let grant = TaskGrant { id, agent: AGENT, sponsor, task: TASK, expires_at };
+    if is_new {
+        let scribe = Scribe { source: origin.to_owned() };
+        let subject = Subject { agent: Some(AGENT), sponsor: Some(sponsor), ..Subject::default() };
+        let detail = serde_json::json!({ "task_id": id, "task": TASK });
+        let event = scribe.body(EventType::TaskStarted, Actor::Broker, subject, detail, now);
+        store::start_task(owner, grant, event, now).await?;
+    }
     Ok(tokens.task_token(grant, now))
 }
 
@@ -376,6 +383,6 @@ fn write_env(stack: &Stack, origin: &str, token: &SecretString) -> anyhow::Resul
     for (name, value) in rows {
         let _ = writeln!(text, "{name}='{value}'");
     }
-    place::write(&stack.dir.join("dev.env"), text.as_bytes(), 0o600)?;
+    place::write(&stack.dir.join(ENVIRONMENT), text.as_bytes(), 0o600)?;
     Ok(())
 }

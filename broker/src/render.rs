@@ -35,7 +35,11 @@ pub fn statement(sealed: &Sealed) -> String {
     line("where", &format!("{}, {}", terms.environment, name(&terms.region)));
     line(
         "tier",
-        &format!("{}: {}", terms.tier.as_str().to_uppercase(), words(&terms.tier_because)),
+        &format!(
+            "{}, as its scope: {}",
+            terms.tier.as_str().to_uppercase(),
+            words(&terms.tier_because)
+        ),
     );
     line("scope", &name(&terms.scope));
     line("role", &name(&role.role_arn));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::aws::{Sts, StsOptions};
 use crate::broker::Broker;
@@ -16,6 +17,8 @@ use crate::{http, store};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
+/// How long requests under way may take to end when we are told to stop: longer than a call to STS.
+const GRACE: Duration = Duration::from_secs(8);
 /// After a failure in the background, before the next try.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -35,7 +38,7 @@ pub async fn compose(
     Ok(Arc::new(Broker::new(config, pool, sts, tokens, clock)))
 }
 
-/// Serves until `shutdown`, then lets requests under way end.
+/// Serves until `shutdown`, then lets requests under way end, for a while.
 pub async fn serve(
     broker: Arc<Broker>,
     listener: TcpListener,
@@ -46,8 +49,22 @@ pub async fn serve(
         tokio::spawn(watch_for_ever(broker.clone())),
         tokio::spawn(make_partitions_for_ever(broker.clone())),
     ];
-    let served =
-        axum::serve(listener, http::router(broker.clone())).with_graceful_shutdown(shutdown).await;
+    let (told, mut hears) = watch::channel(());
+    let graceful =
+        axum::serve(listener, http::router(broker.clone())).with_graceful_shutdown(async move {
+            shutdown.await;
+            drop(told);
+        });
+    let served = tokio::select! {
+        served = async { graceful.await } => served,
+        () = async {
+            let _ = hears.changed().await;
+            tokio::time::sleep(GRACE).await;
+        } => {
+            tracing::warn!("stopped with requests under way; what they claimed and did not settle is swept");
+            Ok(())
+        }
+    };
     for task in background {
         task.abort();
     }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 pub use self::claim::{
     Approval, Claimable, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
 };
-pub use self::people::{NewPerson, admin, enrol, start_task};
+pub use self::people::{NewPerson, admin, enrol, running_task, start_task};
 pub use self::read::{Find, Person, Viewer, active_person, find, statement, task_is_live};
 pub use self::request::{
     NewLease, NewOutcome, Opened, Terms, by_idempotency_key, eligible_signers, open,

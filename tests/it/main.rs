@@ -1,8 +1,11 @@
 //! One binary; each module is one promise or one path through the product.
 
 mod agent;
+mod cli;
 mod cost;
+mod dev;
 mod failing;
+mod processes;
 mod secrets;
 mod sign;
 mod surface;

@@ -2,6 +2,7 @@
 
 use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::Result;
 use crate::identity::TaskGrant;
@@ -56,6 +57,28 @@ pub async fn enrol(
     .execute(owner)
     .await?;
     Ok(())
+}
+
+/// The agent's task that lives longest beyond `until`, if there is one: its id and its end.
+pub async fn running_task(
+    owner: &mut PgConnection,
+    agent: &str,
+    sponsor: &str,
+    until: OffsetDateTime,
+) -> Result<Option<(Uuid, OffsetDateTime)>> {
+    let row = sqlx::query!(
+        r#"
+        select id, expires_at from task
+         where agent = $1 and sponsor = $2 and ended_at is null and $3 < expires_at
+         order by expires_at desc limit 1
+        "#,
+        agent,
+        sponsor,
+        until,
+    )
+    .fetch_optional(owner)
+    .await?;
+    Ok(row.map(|it| (it.id, it.expires_at)))
 }
 
 /// Starts a task, with its event.
