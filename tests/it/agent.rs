@@ -1,5 +1,6 @@
 //! The agent's path: asking, narrowing, claiming, and what it may not do.
 
+use aws_sdk_sts::config::{BehaviorVersion, Credentials, Region};
 use axum::http::{Method, StatusCode};
 use broker::identity::TaskGrant;
 use secrecy::ExposeSecret;
@@ -73,6 +74,32 @@ async fn sts_is_asked_for_exactly_what_was_narrowed() {
         ("broker:task", "T-9"),
     ];
     assert_eq!(tags, expected);
+}
+
+#[tokio::test]
+async fn an_sdk_works_with_what_the_emulators_sts_minted() {
+    let broker = TestBroker::new(Setup::real()).await;
+    let body = json!({ "scope": "staging-ro", "task": "T-9", "deliver": true });
+    let lease = broker.post("/v1/leases", body).await;
+    assert_eq!(lease.status, StatusCode::CREATED, "{}", lease.body);
+    let of = |name: &str| lease.body["credentials"][name].as_str().expect(name).to_owned();
+    let credentials = Credentials::new(
+        of("access_key_id"),
+        of("secret_access_key"),
+        Some(of("session_token")),
+        None,
+        "leased",
+    );
+    let config = aws_sdk_sts::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(of("region")))
+        .endpoint_url(&tests::stack::shared().endpoint)
+        .credentials_provider(credentials)
+        .build();
+    let who = aws_sdk_sts::Client::from_conf(config).get_caller_identity().send().await.unwrap();
+    let session = lease.body["sessions"][0]["session_name"].as_str().unwrap();
+    let arn = format!("arn:aws:sts::000000000000:assumed-role/broker-staging/{session}");
+    assert_eq!(who.arn(), Some(arn.as_str()));
 }
 
 #[tokio::test]
