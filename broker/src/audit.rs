@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::lease::LeaseId;
 use crate::statement::canonical;
+use crate::wire;
 
 /// Everything that is recorded. The text is the event's `type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,18 @@ pub struct Subject<'a> {
     pub lease_id: Option<LeaseId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_id: Option<Uuid>,
+}
+
+impl<'a> From<&'a wire::Lease> for Subject<'a> {
+    fn from(lease: &'a wire::Lease) -> Self {
+        Self {
+            agent: Some(&lease.agent),
+            sponsor: Some(&lease.sponsor),
+            scope: Some(&lease.scope),
+            lease_id: Some(lease.id),
+            session_id: None,
+        }
+    }
 }
 
 #[derive(Serialize)]

@@ -338,13 +338,7 @@ impl Broker {
         if !matches!(error, Error::Denied { .. } | Error::Frozen(_) | Error::TaskEnded) {
             return Ok(());
         }
-        let subject = Subject {
-            agent: Some(&lease.agent),
-            sponsor: Some(&lease.sponsor),
-            scope: Some(&lease.scope),
-            lease_id: Some(lease.id),
-            session_id: None,
-        };
+        let subject = Subject::from(lease);
         let actor = Actor::Agent(&agent.name);
         let detail = json!({ "why": error.to_string() });
         let event = self.scribe.body(EventType::ClaimRefused, actor, subject, detail, now);
@@ -639,13 +633,7 @@ impl Broker {
         person: Option<&str>,
         now: OffsetDateTime,
     ) -> Result<Error> {
-        let subject = Subject {
-            agent: Some(&signable.agent),
-            sponsor: Some(&signable.sponsor),
-            scope: Some(&signable.scope),
-            lease_id: Some(id),
-            session_id: None,
-        };
+        let subject = signable.subject(id);
         let fingerprint =
             UnverifiedSignature::parse(&request.signature).ok().map(|it| it.claimed_fingerprint());
         let detail = json!({

@@ -103,13 +103,7 @@ pub async fn claim(
     now: OffsetDateTime,
 ) -> Result<Option<Warrant>> {
     let session = NewSession::for_lease(lease.id);
-    let subject = Subject {
-        agent: Some(&lease.agent),
-        sponsor: Some(&lease.sponsor),
-        scope: Some(&lease.scope),
-        lease_id: Some(lease.id),
-        session_id: Some(session.id),
-    };
+    let subject = Subject { session_id: Some(session.id), ..Subject::from(lease) };
     let detail = json!({ "session_name": session.name });
     let event =
         scribe.body(EventType::SessionIssuing, Actor::Agent(&agent.name), subject, detail, now);

@@ -61,6 +61,19 @@ pub struct Signable {
     pub decided: Vec<String>,
 }
 
+impl Signable {
+    /// What events about its lease, `id`, say.
+    pub fn subject(&self, id: LeaseId) -> Subject<'_> {
+        Subject {
+            agent: Some(&self.agent),
+            sponsor: Some(&self.sponsor),
+            scope: Some(&self.scope),
+            lease_id: Some(id),
+            session_id: None,
+        }
+    }
+}
+
 pub async fn signable(pool: &PgPool, id: LeaseId) -> Result<Option<Signable>> {
     let row = sqlx::query!(
         r#"
@@ -108,13 +121,7 @@ pub async fn sign(
     now: OffsetDateTime,
 ) -> Result<bool> {
     let NewSignature { lease_id, signable, person, decision, .. } = signature;
-    let subject = Subject {
-        agent: Some(&signable.agent),
-        sponsor: Some(&signable.sponsor),
-        scope: Some(&signable.scope),
-        lease_id: Some(lease_id),
-        session_id: None,
-    };
+    let subject = signable.subject(lease_id);
     let actor = Actor::Person(person);
     let detail = json!({
         "decision": decision,
@@ -212,13 +219,7 @@ pub async fn withdraw(
     reason: Option<&str>,
     now: OffsetDateTime,
 ) -> Result<bool> {
-    let subject = Subject {
-        agent: Some(&lease.agent),
-        sponsor: Some(&lease.sponsor),
-        scope: Some(&lease.scope),
-        lease_id: Some(lease.id),
-        session_id: None,
-    };
+    let subject = Subject::from(lease);
     let reason = reason.unwrap_or("withdrawn by the agent");
     let event = scribe.body(
         EventType::LeaseWithdrawn,
