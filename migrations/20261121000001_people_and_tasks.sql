@@ -4,6 +4,8 @@ revoke all on schema public from public;
 -- A temporary table would come before ours in a search path, and is room to write in for whoever may only read.
 do $$ begin execute format('revoke temporary on database %I from public', current_database()); end $$;
 grant usage on schema public to broker_app, broker_ops;
+-- PostgreSQL lets everybody run new functions; ours are for whom they are granted to.
+alter default privileges revoke execute on functions from public;
 
 create table person (
     handle       text        primary key check (handle ~ '^[a-z][a-z0-9._-]{0,62}$'),

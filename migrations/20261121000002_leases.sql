@@ -185,5 +185,6 @@ insert into sweeper default values;
 grant select, insert on lease, statement, signature, session to broker_app;
 grant select on "freeze" to broker_app;
 grant select, update on sweeper to broker_app;
+grant execute on function is_frozen, task_is_live, has_its_approvals to broker_app;
 grant update (state, approved_at, claim_by, claimed_at, issued_at, ends_at, ended_at, end_reason) on lease to broker_app;
 grant update (state, settled_at, access_key_id, expires_at, failure, deliveries, last_delivered_at) on session to broker_app;

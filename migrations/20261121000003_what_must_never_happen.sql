@@ -95,7 +95,7 @@ begin
     if new.state <> 'issuing' then
         raise exception 'a session cannot start as %', new.state using errcode = 'integrity_constraint_violation';
     end if;
-    if not exists (select from lease l where l.id = new.lease_id and l.claimed_at is not null
+    if not exists (select from lease l where l.id = new.lease_id and l.signed = new.signed and l.claimed_at is not null
                     and (l.state = 'approved' or (l.state = 'issued' and not l.signed))) then
         raise exception 'lease % is not claimed', new.lease_id using errcode = 'integrity_constraint_violation';
     end if;

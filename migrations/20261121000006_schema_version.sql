@@ -2,5 +2,4 @@
 create function schema_version() returns bigint
 language sql stable security definer set search_path = pg_catalog, public, pg_temp
 as $$ select max(version) from public._sqlx_migrations where success $$;
-revoke all on function schema_version() from public;
 grant execute on function schema_version() to broker_app;

@@ -158,6 +158,9 @@ impl Database {
             format!("create database {name} template {TEMPLATE} owner broker_owner"),
         )
         .await;
+        // A template hands on everything but the privileges on the database itself.
+        let sql = format!("revoke temporary on database {name} from public");
+        superuser(&shared.superuser_url, sql).await;
         let url = |template: &String| template.replace(TEMPLATE, &name);
         let [app_url, admin_url, ops_url] = shared.urls.each_ref().map(url);
         let owner = PgPoolOptions::new()
