@@ -51,7 +51,7 @@ pub enum MintError {
     Unreachable(String),
     #[error("STS throttled the request")]
     Throttled,
-    #[error("STS did not answer in time; whether it minted is unknown, and counts as used")]
+    #[error("{0}; whether AWS minted is unknown, and counts as used")]
     Unknown(String),
     /// STS's own words name our principal: they go to the log, not into tables or answers.
     #[error("STS refused: {code}")]
@@ -157,7 +157,9 @@ fn describe(error: &SdkError<AssumeRoleError>) -> MintError {
         SdkError::DispatchFailure(_) if connection_refused(error) => {
             MintError::Unreachable(text(error))
         }
-        _ => MintError::Unknown(text(error)),
+        SdkError::TimeoutError(_) => MintError::Unknown("STS did not answer in time".to_owned()),
+        SdkError::ResponseError(_) => MintError::Unknown("STS's answer cannot be read".to_owned()),
+        _ => MintError::Unknown(format!("the call to STS broke off: {}", text(error))),
     }
 }
 

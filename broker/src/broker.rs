@@ -526,7 +526,7 @@ impl Broker {
             let lease = self.lease_of(agent, id).await?;
             return Err(match lease.state {
                 state if state.is_terminal() => Error::Ended { id, state },
-                _ => Error::AlreadyIssued(id),
+                _ => Error::InUse(id),
             });
         }
         self.lease_of(agent, id).await

@@ -45,6 +45,8 @@ pub enum Error {
     Frozen(Option<LeaseId>),
     #[error("lease {0} was issued, once, and its credentials are not here any more")]
     AlreadyIssued(LeaseId),
+    #[error("lease {0} is in use, and cannot be taken back")]
+    InUse(LeaseId),
     #[error("lease {0} was stopped while AWS was asked; what AWS minted was thrown away")]
     StoppedMeanwhile(LeaseId),
     #[error("no credentials were issued under lease {id}")]
@@ -76,7 +78,7 @@ impl Error {
             Self::Ended { state: LeaseState::Denied, .. } => Kind::Denied,
             Self::Ended { .. } | Self::StoppedMeanwhile(_) => Kind::Ended,
             Self::Frozen(_) => Kind::Frozen,
-            Self::AlreadyIssued(_) => Kind::AlreadyIssued,
+            Self::AlreadyIssued(_) | Self::InUse(_) => Kind::AlreadyIssued,
             Self::Mint { source: MintError::Refused { .. } | MintError::Wrong { .. }, .. } => {
                 Kind::CloudRefused
             }
@@ -92,7 +94,10 @@ impl Error {
             Self::Denied { lease_id, .. }
             | Self::Rejected { lease_id, .. }
             | Self::Frozen(lease_id) => *lease_id,
-            Self::Pending(id) | Self::AlreadyIssued(id) | Self::StoppedMeanwhile(id) => Some(*id),
+            Self::Pending(id)
+            | Self::AlreadyIssued(id)
+            | Self::InUse(id)
+            | Self::StoppedMeanwhile(id) => Some(*id),
             Self::Ended { id, .. } | Self::Mint { id, .. } => Some(*id),
             _ => None,
         }
@@ -101,7 +106,7 @@ impl Error {
     /// What to do next: a caller that is given no way forward looks for another credential.
     fn next(&self) -> String {
         match self {
-            Self::Token(_) => "Pass a token in `Authorization: Bearer …`: an agent its task token, a person the one that `broker login` gets.".into(),
+            Self::Token(_) => "Pass a token in `Authorization: Bearer TOKEN`: an agent its task token, a person the one that `broker login` gets.".into(),
             Self::TaskEnded => "Ask the sponsor to start a task and hand over its token.".into(),
             Self::OtherCaller(who) => format!("Call with the token of {who}."),
             Self::Invalid(_) => "Correct the request; `/openapi.json` says what it takes.".into(),
@@ -113,14 +118,16 @@ impl Error {
             Self::Rejected { rejection, .. } => rejection.next().into(),
             Self::IdempotencyMismatch => "Use a new Idempotency-Key for a new request.".into(),
             Self::Pending(id) => format!("Have an eligible person run `broker sign {id}`; then ask again, or wait with `--wait`."),
+            Self::Ended { id, state: LeaseState::Refused } => format!("`broker show {id}` has the signer's reason; answer that before asking again."),
             Self::Ended { .. } | Self::AlreadyIssued(_) => "Ask for a new lease.".into(),
+            Self::InUse(_) => "Let it expire; what was handed out is good until then.".into(),
             Self::Frozen(_) => "Stop, and ask the sponsor or operations; nothing is issued until a person thaws it.".into(),
             Self::StoppedMeanwhile(_) => "Ask the sponsor why it was stopped.".into(),
             Self::Mint { signed: true, .. } => "A signed lease mints once: ask for a new lease, and have it signed.".into(),
             Self::Mint { source: MintError::Refused { .. }, .. } => "Operations: compare the role's trust policy with the scope.".into(),
             Self::Mint { .. } => "Try again in a minute.".into(),
-            Self::TooMany(_) => "Wait a minute, or withdraw leases that are not needed: `broker leases`.".into(),
-            Self::Database(error) if is_away(error) => "Try again in a minute; nothing was issued.".into(),
+            Self::TooMany(_) => "Wait a minute. Leases that wait or are approved and not needed can be taken back: `broker leases`, `broker withdraw`.".into(),
+            Self::Database(error) if is_away(error) => "Try again in a minute; no credentials left the broker.".into(),
             Self::Database(_) | Self::Statement(_) | Self::Internal(_) => "Tell operations; the server's log says more.".into(),
         }
     }
@@ -149,9 +156,9 @@ impl IntoResponse for Error {
         let status = StatusCode::from_u16(kind.status()).expect("our statuses are statuses");
         if status.is_server_error() {
             // Logged here, at the edge, and nowhere else. The caller sees only our own words.
-            tracing::error!(problem = kind.uri(), lease_id = ?self.lease_id(), error = ?self, "request failed");
+            tracing::error!(problem = kind.uri(), lease_id = self.lease_id().map(tracing::field::display), error = ?self, "request failed");
         } else {
-            tracing::info!(problem = kind.uri(), lease_id = ?self.lease_id(), error = ?self, "request refused");
+            tracing::info!(problem = kind.uri(), lease_id = self.lease_id().map(tracing::field::display), error = ?self, "request refused");
         }
         let reason = match &self {
             Self::Rejected { rejection, .. } => Some(rejection.code().to_owned()),

@@ -135,7 +135,7 @@ pub(crate) struct ShowArgs {
     id: LeaseId,
 }
 
-/// Takes a lease back before it is used, or ends it
+/// Takes back a lease that was not used
 #[derive(Args)]
 pub(crate) struct WithdrawArgs {
     /// The lease
