@@ -17,8 +17,8 @@ use crate::{http, store};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
-/// How long requests under way may take to end when we are told to stop: longer than a call to STS.
-const GRACE: Duration = Duration::from_secs(8);
+/// How long requests under way may take to end when we are told to stop, beyond a call to STS.
+const GRACE: Duration = Duration::from_secs(3);
 /// After a failure in the background, before the next try.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -49,6 +49,7 @@ pub async fn serve(
         tokio::spawn(watch_for_ever(broker.clone())),
         tokio::spawn(make_partitions_for_ever(broker.clone())),
     ];
+    let grace = broker.config.settings.aws.call_timeout.std() + GRACE;
     let (told, mut hears) = watch::channel(());
     let graceful =
         axum::serve(listener, http::router(broker.clone())).with_graceful_shutdown(async move {
@@ -59,7 +60,7 @@ pub async fn serve(
         served = async { graceful.await } => served,
         () = async {
             let _ = hears.changed().await;
-            tokio::time::sleep(GRACE).await;
+            tokio::time::sleep(grace).await;
         } => {
             tracing::warn!("stopped with requests under way; what they claimed and did not settle is swept");
             Ok(())

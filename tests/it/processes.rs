@@ -27,7 +27,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-const SOON: Duration = Duration::from_secs(10);
+/// On a busy machine, too; a long poll takes longer.
+const SOON: Duration = Duration::from_secs(20);
 const LIMITS: &str = "lease_requests_per_minute = 1000\npending_leases_per_agent = 100\n\
                       live_leases_per_agent = 1000\nlive_leases_per_sponsor = 1000\n";
 const AWAY: (u16, &str) = (503, "/problems/database-unavailable");
@@ -345,7 +346,7 @@ async fn of_eight_claims_at_two_servers_one_mints_and_the_others_hear_why_not() 
                 assert!(loser == *lease && no_secret(&reply.body.to_string()), "{}", reply.body);
             }
         }
-        site.sts.arrived(LEASES).await;
+        site.sts.arrived(batch * BATCH).await;
         site.sts.release();
         let mut winners = BTreeSet::new();
         while let Some(claim) = claims.join_next().await {
@@ -582,7 +583,7 @@ async fn while_the_database_is_away_every_route_says_so_soon_and_aws_is_not_aske
         for (method, path, reply, took) in asked.join_all().await {
             assert_eq!((reply.status, reply.problem()), AWAY, "{method} {path}: {}", reply.body);
             assert!(reply.body["next"].is_string(), "{method} {path}: {}", reply.body);
-            assert!(took < Duration::from_millis(3500), "{method} {path} took {took:?}");
+            assert!(took < Duration::from_millis(4500), "{method} {path} took {took:?}");
         }
     }
     assert_eq!(site.sts.calls(), 0);
