@@ -10,12 +10,12 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # .sqlx says what the database would: a build needs none.
 export SQLX_OFFLINE := true
 
-TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 BROKERD := $(TARGET_DIR)/debug/brokerd
 
-# As `brokerd dev` chooses it: root's home is closed to the user that PostgreSQL runs as.
-STATE_DIR := $(if $(filter /%,$(XDG_STATE_HOME)),$(XDG_STATE_HOME),$(HOME)/.local/state)
-DEV_DIR := $(if $(XDG_STATE_HOME)$(filter-out /root,$(HOME)),$(STATE_DIR)/broker/dev,/var/lib/broker-dev)
+# Where `brokerd dev` keeps things by itself. Root's home is closed to the user that PostgreSQL runs as.
+HOME_DEV_DIR := $(if $(filter /root,$(HOME)),/var/lib/broker-dev,$(HOME)/.local/state/broker/dev)
+DEV_DIR := $(if $(filter /%,$(XDG_STATE_HOME)),$(XDG_STATE_HOME)/broker/dev,$(HOME_DEV_DIR))
 
 .PHONY: help
 help: ## Show what there is

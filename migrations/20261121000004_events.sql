@@ -30,8 +30,8 @@ create table event (
     primary key (recorded_at, seq),
     -- The columns are for people who filter; they say what the body says, whoever writes.
     constraint columns_are_as_doc check (
-        id = (doc ->> 'id')::uuid and type = doc ->> 'type'
-        and occurred_at = (doc ->> 'time')::timestamptz and actor = doc ->> 'actor'
+        (id, occurred_at) is not distinct from ((doc ->> 'id')::uuid, (doc ->> 'time')::timestamptz)
+        and (type, actor) is not distinct from (doc ->> 'type', doc ->> 'actor')
         and (agent, sponsor, scope) is not distinct from
             (doc -> 'data' ->> 'agent', doc -> 'data' ->> 'sponsor', doc -> 'data' ->> 'scope')
         and (lease_id, session_id) is not distinct from
@@ -52,9 +52,10 @@ $$;
 create trigger event_is_fixed before update or delete on event for each row execute function refuse_event_change();
 alter table event enable always trigger event_is_fixed;
 
--- Makes the partition of the month that holds `day`, guarded like the others; does nothing when it is there.
+-- Makes the partition of the month (UTC) that holds `day`, guarded like the others; does nothing when it is there,
+-- or when events of that month lie in the default partition already, where they stay.
 create function make_event_partition(day date) returns void
-language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp set timezone = 'UTC' as $$
 declare
     first_day date := date_trunc('month', day);
     name text := 'event_' || to_char(first_day, 'YYYYMM');
@@ -66,8 +67,13 @@ begin
     if to_regclass('public.' || name) is not null then
         return;
     end if;
-    execute format('create table public.%I partition of public.event for values from (%L) to (%L)',
-                   name, first_day, (first_day + interval '1 month')::date);
+    begin
+        execute format('create table public.%I partition of public.event for values from (%L) to (%L)',
+                       name, first_day, (first_day + interval '1 month')::date);
+    exception when check_violation then
+        raise warning 'events of % are in the default partition, and stay there', to_char(first_day, 'YYYY-MM');
+        return;
+    end;
     -- Row triggers are cloned from the parent as they fire there; TRUNCATE triggers are not cloned at all.
     execute format('alter table public.%I enable always trigger event_is_fixed', name);
     execute format('create trigger event_is_kept before truncate on public.%I for each statement execute function public.refuse_event_change()', name);

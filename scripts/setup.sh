@@ -129,7 +129,7 @@ need() {
 needed_from_apt() {
     command -v make >/dev/null || need make "runs what the Makefile says"
     has_compiler || need "gcc libc6-dev" "C compiler and linker: Rust links with it, the TLS library is partly C"
-    postgres_dir >/dev/null || need postgresql "the database; only its programs are used, no server is set up"
+    postgres_dir >/dev/null || need postgresql "the database: \`brokerd dev\` and the tests start private ones from its programs"
     has_venv || need python3-venv "Python environments: the AWS emulator and the AWS CLI live in one each"
     command -v ssh-keygen >/dev/null || need openssh-client "ssh-keygen: people sign with it"
     has_processes || need procps "ps and kill: to find and stop what a crash left running"
@@ -137,17 +137,19 @@ needed_from_apt() {
 
 needed_from_brew() {
     has_compiler || die "there is no C compiler; run \`xcode-select --install\`"
-    postgres_dir >/dev/null || need postgresql@16 "the database; only its programs are used, no server is set up"
+    postgres_dir >/dev/null || need postgresql@16 "the database: \`brokerd dev\` and the tests start private ones from its programs"
     has_venv || need python "Python environments: the AWS emulator and the AWS CLI live in one each"
 }
 
 # Runs as root. apt's own words are kept for when it fails. The package's own cluster would be one more
 # server, started with the machine, which nobody here uses: it is not made, and the setting that says so
 # does not stay.
+# shellcheck disable=SC2016 # expands in the shell that runs it
 apt_script='
 set -eu
 log=$(mktemp)
 conf=/etc/postgresql-common/createcluster.conf
+default=/usr/share/postgresql-common/createcluster.conf
 export DEBIAN_FRONTEND=noninteractive
 restore() { :; }
 finish() { status=$?; restore; [ $status = 0 ] || tail -n 20 "$log" >&2; rm -f "$log"; }
@@ -162,8 +164,10 @@ case " $* " in *" postgresql "*)
         exit 1
     fi
     if [ ! -e $conf ]; then
-        restore() { if [ -e /usr/share$own ]; then cp /usr/share$own /etc$own; else rm -f /etc$own; fi; }
-        own=/postgresql-common/createcluster.conf
+        restore() {
+            rm -f $conf $conf.ucf-dist
+            [ ! -e $default ] || cp $default $conf
+        }
         mkdir -p "${conf%/*}"
         echo "create_main_cluster = false" >$conf
     fi
@@ -173,7 +177,7 @@ apt-get install --yes --no-install-recommends "$@" >"$log" 2>&1 </dev/null
 
 install_from_apt() {
     command="apt-get update && apt-get install --no-install-recommends$packages"
-    say "these packages are missing and will now be installed:"
+    say "these packages are missing:"
     printf '%s' "$reasons" >&2
     if [ "$(id -u)" = 0 ]; then
         as_root=
@@ -183,10 +187,11 @@ install_from_apt() {
         as_root=sudo
         say "sudo asks for your password"
     else
-        say "that needs an administrator, who is to run:"
+        say "installing them takes an administrator, who is to run:"
         printf '  %s\n' "$command" >&2
         exit 1
     fi
+    say "installing them now${as_root:+ with sudo}, without a database server that starts with the machine"
     # shellcheck disable=SC2086 # package names are words
     $as_root env oldest_postgres="$oldest_postgres" sh -c "$apt_script" apt $packages || {
         say "that failed; when what is said above is fixed, run this again, or as root:"

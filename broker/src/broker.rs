@@ -53,6 +53,7 @@ pub struct Broker {
 struct Delivered {
     agent: String,
     sponsor: String,
+    scope: String,
     session_id: Uuid,
     region: String,
     minted: Minted,
@@ -357,11 +358,14 @@ impl Broker {
                 .get(&id)
                 .filter(|it| it.agent == agent.name && it.sponsor == agent.sponsor)
                 .filter(|it| now < it.minted.expires_at - self.limits().redeliver_until.0)
-                .map(|it| (it.session_id, wire_credentials(it.session_id, &it.region, &it.minted)))
+                .map(|it| {
+                    (it.scope.clone(), wire_credentials(it.session_id, &it.region, &it.minted))
+                })
         };
-        let Some((session_id, credentials)) = kept else { return Ok(None) };
+        let Some((scope, credentials)) = kept else { return Ok(None) };
+        let session_id = credentials.session_id;
         let recorded =
-            store::redeliver(&self.pool, &self.scribe, agent, id, session_id, now).await?;
+            store::redeliver(&self.pool, &self.scribe, agent, &scope, id, session_id, now).await?;
         Ok(recorded.then_some(credentials))
     }
 
@@ -484,8 +488,8 @@ impl Broker {
         warrant: Warrant,
         signed: bool,
     ) -> Result<wire::Credentials> {
-        let (id, session_id, region) =
-            (warrant.lease_id(), warrant.session_id(), warrant.region().to_owned());
+        let (id, session_id) = (warrant.lease_id(), warrant.session_id());
+        let (scope, region) = (warrant.scope().to_owned(), warrant.region().to_owned());
         let minted = self.sts.mint(&warrant).await;
         let now = self.clock.now();
         let settled =
@@ -498,6 +502,7 @@ impl Broker {
         let kept = Delivered {
             agent: agent.name.clone(),
             sponsor: agent.sponsor.clone(),
+            scope,
             session_id,
             region,
             minted,

@@ -17,7 +17,7 @@ use std::time::Duration as StdDuration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{Connection, PgPool};
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 pub use self::claim::{
@@ -61,6 +61,11 @@ pub struct Warrant {
 }
 
 impl Warrant {
+    /// The scope's name, as the session's tags have it.
+    pub fn scope(&self) -> &str {
+        self.assume_role.tags.get("broker:scope").map_or("", String::as_str)
+    }
+
     /// Where the lease is to be used.
     pub fn region(&self) -> &str {
         &self.region
@@ -137,10 +142,15 @@ pub async fn ready(pool: &PgPool) -> Result<bool> {
 
 /// Makes the event partitions of this month and the next two.
 pub async fn make_partitions(pool: &PgPool, now: OffsetDateTime) -> Result<()> {
-    for months in 0..3 {
-        let day = (now + Duration::days(31 * months)).date();
-        sqlx::query!("select make_event_partition($1)", day).execute(pool).await?;
-    }
+    sqlx::query!(
+        r#"
+        select make_event_partition((date_trunc('month', $1::timestamptz at time zone 'UTC') + make_interval(months => ahead))::date)
+          from generate_series(0, 2) as ahead
+        "#,
+        now,
+    )
+    .execute(pool)
+    .await?;
     Ok(())
 }
 

@@ -6,6 +6,8 @@ mod cost;
 mod dev;
 mod failing;
 mod processes;
+mod record;
+mod schema;
 mod secrets;
 mod sign;
 mod surface;

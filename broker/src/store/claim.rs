@@ -193,7 +193,7 @@ pub async fn settle(
     let subject = Subject {
         agent: Some(&agent.name),
         sponsor: Some(&agent.sponsor),
-        scope: warrant.assume_role.tags.get("broker:scope").map(String::as_str),
+        scope: Some(warrant.scope()),
         lease_id: Some(warrant.lease_id),
         session_id: Some(warrant.session.id),
     };
@@ -336,6 +336,7 @@ pub async fn redeliver(
     pool: &PgPool,
     scribe: &Scribe,
     agent: &Agent,
+    scope: &str,
     lease_id: LeaseId,
     session_id: Uuid,
     now: OffsetDateTime,
@@ -343,9 +344,9 @@ pub async fn redeliver(
     let subject = Subject {
         agent: Some(&agent.name),
         sponsor: Some(&agent.sponsor),
+        scope: Some(scope),
         lease_id: Some(lease_id),
         session_id: Some(session_id),
-        ..Subject::default()
     };
     let event = scribe.body(
         EventType::SessionRedelivered,
