@@ -562,7 +562,9 @@ async fn what_was_signed_and_who_signed_it_never_change_or_go_away() {
         }
         let delete = format!("delete from {table} where lease_id = '{id}'");
         world.guarded(&delete, never).await;
-        world.guarded(&format!("truncate {table} cascade"), never).await;
+        world
+            .guarded(&format!("truncate {table} cascade"), &format!("rows of {table} {never}"))
+            .await;
         world
             .only_guards_refuse(&["statement", "signature"], &format!("truncate {table} cascade"))
             .await;
@@ -762,7 +764,7 @@ async fn a_lease_and_its_sessions_never_go_away() {
         let delete = format!("delete from {table} where id = '{id}'");
         let truncate = format!("truncate {table} cascade");
         world.guarded(&delete, &format!("rows of {table} {never}")).await;
-        world.guarded(&truncate, never).await;
+        world.guarded(&truncate, &format!("rows of {table} {never}")).await;
         world.only_guards_refuse(&all, &delete).await;
         world.only_guards_refuse(&all, &truncate).await;
     }
