@@ -44,6 +44,10 @@ begin
            (select count(*) from signature s where s.lease_id = new.id and s.decision = 'approve') then
             raise exception 'lease % has not enough signatures', old.id using errcode = 'integrity_constraint_violation';
         end if;
+        if old.state = 'pending' and new.state = 'approved'
+           and exists (select from signature s where s.lease_id = new.id and s.decision = 'refuse') then
+            raise exception 'lease % was refused', old.id using errcode = 'integrity_constraint_violation';
+        end if;
     end if;
     return new;
 end
@@ -68,7 +72,7 @@ declare
     l lease;
 begin
     select * into strict l from lease where id = new.lease_id for update;
-    if l.state <> 'pending' or l.sign_by < new.signed_at then
+    if l.state <> 'pending' or new.signed_at not between l.requested_at and l.sign_by then
         raise exception 'lease % is not waiting for signatures', l.id using errcode = 'integrity_constraint_violation';
     end if;
     if (new.person = l.sponsor and l.tier <> 'staging-sensitive') or new.person = l.actor then

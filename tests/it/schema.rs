@@ -512,6 +512,9 @@ async fn nobody_signs_late_or_what_does_not_wait_for_signatures() {
     world.everybody_may(&signature(pending, "bob", &bob, &[("signed_at", last)])).await;
     let late = signature(pending, "bob", &bob, &[("signed_at", late)]);
     world.nobody_may(&late, GUARD, "is not waiting for signatures").await;
+    // Nor before there was anything to sign.
+    let early = signature(pending, "bob", &bob, &[("signed_at", "'2026-01-01 11:59:59Z'")]);
+    world.nobody_may(&early, GUARD, "is not waiting for signatures").await;
 
     for state in LEASE_STATES {
         let id = world.lease_in(state, true).await;
@@ -548,6 +551,18 @@ async fn a_lease_is_approved_only_by_as_many_people_as_it_needs() {
     }
     world.owner.does(&signature(id, "carol", &carol, &[])).await;
     world.everybody_may(&approve).await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_outvoted() {
+    let mut world = World::new().await;
+    let (bob, carol) = (world.broker.bob.clone(), world.broker.carol.clone());
+    let id = world.lease_in("pending", true).await;
+    world.owner.does(&signature(id, "bob", &bob, &[])).await;
+    world.everybody_may(&lease_to("approved", id)).await;
+    let refusal = signature(id, "carol", &carol, &[("decision", "'refuse'")]);
+    world.owner.does(&refusal).await;
+    world.nobody_may(&lease_to("approved", id), GUARD, "was refused").await;
 }
 
 #[tokio::test]
