@@ -15,7 +15,7 @@
 //!    its commit. `aws::mint` takes a `Warrant`.
 //! 6. `store::settle` consumes the warrant and writes the outcome. Only when that is committed do credentials leave.
 //!
-//! Modules above the line below are pure and shared with the command line tool; the others need feature `server`.
+//! The modules without feature `server` are pure, and shared with the command line tool.
 
 pub mod lease;
 pub mod problem;
