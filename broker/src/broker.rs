@@ -1,6 +1,6 @@
 //! The use cases. Each public method is one request, read top to bottom.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use secrecy::ExposeSecret;
@@ -19,23 +19,24 @@ use crate::error::{Error, Result};
 use crate::identity::{Agent, Caller, Reader, Tokens};
 use crate::lease::{Assurance, LeaseId, LeaseState};
 use crate::narrow::{Holder, NarrowError, Narrowed, check_request, narrow};
-use crate::policy::Decision;
+use crate::policy::{Act, AgentFacts, Asked, Decision, PersonFacts, Ruling, Usage, Who};
 use crate::statement::{
-    Account, ActionTerms, AgentTerms, AgentWords, AssumeRole, Issuer, LeaseTerms, Meaning, Rules,
-    Sealed, Signers, canonical,
+    Account, AgentTerms, AgentWords, AssumeRole, Issuer, LeaseTerms, Meaning, Rules, Sealed,
+    Signers, canonical,
 };
 use crate::store::{
     self, Claimable, Find, NewLease, NewOutcome, NewSession, NewSignature, Obstacle, Opened, Terms,
     Viewer, Warrant,
 };
 use crate::verify::{self, Rejection, Signer, UnverifiedSignature};
-use crate::{catalogue, wire};
+use crate::{catalogue, lease, wire};
 
-/// People in these groups see every lease.
-const SEE_ALL: [&str; 2] = ["ops", "admins"];
 /// The longest long poll.
 const MAX_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
 const MAX_PAGE: i64 = 200;
+
+/// Our own task tokens carry no claims for rules to ask about.
+const NO_CLAIMS: &BTreeMap<String, String> = &BTreeMap::new();
 
 pub struct Broker {
     pub config: Config,
@@ -152,7 +153,14 @@ impl Broker {
             }
             Err(error) => return Err(Error::Invalid(error.to_string())),
         };
-        match self.config.policy.decide(holder, scope, narrowed.window) {
+        let asked = Asked {
+            scope,
+            actions: narrowed.actions.iter().map(|it| (it.action.as_str(), it.class)).collect(),
+            window: narrowed.window,
+            task,
+            usage: self.usage(agent, now).await?,
+        };
+        match self.config.policy.decide(self.facts(agent), asked, now) {
             Decision::Deny { by } if by.is_empty() => deny("no rule allows it".into()),
             Decision::Deny { by } => {
                 let why = format!("forbidden by {}", by.join(", "));
@@ -234,14 +242,11 @@ impl Broker {
             tier: scope.tier,
             tier_because: scope.tier_because.clone(),
             account: Account { id: scope.account.clone(), alias: scope.account_alias.clone() },
-            region: scope.region.clone(),
+            region: scope.region().to_owned(),
             assume_role: narrowed.assume_role.clone(),
-            actions: narrowed
-                .actions
-                .iter()
-                .map(|it| ActionTerms { action: it.name.to_owned(), class: it.class })
-                .collect(),
-            resources: narrowed.resources.iter().map(ToString::to_string).collect(),
+            actions: narrowed.actions.clone(),
+            resources: narrowed.resources.clone(),
+            conditions: scope.conditions.clone(),
             signers,
             rules: Rules { sha256: self.config.sha256.clone(), decided_by },
             requested_at: now,
@@ -319,7 +324,7 @@ impl Broker {
                 assume_role: claimable.assume_role.clone(),
             }
         };
-        self.check_rules(lease, &grant)?;
+        self.check_rules(agent, lease, &grant, now).await?;
         let claimed =
             store::claim(&self.pool, &self.scribe, lease, grant.assume_role, agent, now).await?;
         match claimed {
@@ -370,7 +375,13 @@ impl Broker {
     }
 
     /// Rules can only tighten between request and claim: today's catalogue must compile the very same input.
-    fn check_rules(&self, lease: &wire::Lease, grant: &Grant) -> Result<()> {
+    async fn check_rules(
+        &self,
+        agent: &Agent,
+        lease: &wire::Lease,
+        grant: &Grant,
+        now: OffsetDateTime,
+    ) -> Result<()> {
         let deny = |why: &str| {
             Err(Error::Denied {
                 lease_id: Some(lease.id),
@@ -396,7 +407,14 @@ impl Broker {
         if still.assume_role != grant.assume_role {
             return deny("the scope would grant something else now");
         }
-        match self.config.policy.decide(holder, scope, grant.window) {
+        let asked = Asked {
+            scope,
+            actions: still.actions.iter().map(|it| (it.action.as_str(), it.class)).collect(),
+            window: grant.window,
+            task: &lease.task,
+            usage: self.usage(agent, now).await?,
+        };
+        match self.config.policy.decide(self.facts(agent), asked, now) {
             Decision::Deny { .. } => deny("it is denied now"),
             Decision::NeedSignatures { rule, .. } if lease.signatures_needed < rule.count => {
                 deny("it needs more signatures now")
@@ -431,7 +449,14 @@ impl Broker {
                 )?;
                 let in_group = rule.groups.iter().any(|it| approval.groups.contains(it));
                 let signer = Signer { handle: &approval.person, active: true, in_group };
-                verify::check_signer(&terms, &signer, approval.signed_at)
+                verify::check_signer(&terms, &signer, approval.signed_at)?;
+                let person = PersonFacts { handle: &approval.person, groups: &approval.groups };
+                let (approve, assurance) = (lease::Decision::Approve, approval.key.assurance);
+                // As of when they signed: office hours are not over because the agent claims late.
+                match self.rule_on_signing(person, &terms, approve, assurance, approval.signed_at) {
+                    Ruling::Allow { .. } => Ok(()),
+                    Ruling::Deny { .. } => Err(Rejection::ForbiddenByRule),
+                }
             });
             if good.is_ok() {
                 people.insert(approval.person.as_str());
@@ -543,15 +568,11 @@ impl Broker {
     pub async fn sign(&self, id: LeaseId, request: &wire::SignatureRequest) -> Result<wire::Lease> {
         let now = self.clock.now();
         let signable = store::signable(&self.pool, id).await?.ok_or(Error::NotFound)?;
-        let judged = self.judge(&signable, request, now).await?;
-        let (holder, fingerprint, touch) = match judged {
-            Ok(good) => good,
-            Err((rejection, person)) => {
-                return Err(self
-                    .reject(id, &signable, request, rejection, person.as_deref(), now)
-                    .await?);
-            }
-        };
+        let Counting { holder, fingerprint, touch, decided_by } =
+            match self.judge(&signable, request, now).await? {
+                Ok(good) => good,
+                Err(not) => return Err(self.reject(id, &signable, request, not, now).await?),
+            };
         let reason = request.reason.as_ref().map(|it| it.chars().take(1000).collect::<String>());
         let signature = NewSignature {
             lease_id: id,
@@ -563,6 +584,7 @@ impl Broker {
             assurance: holder.key.assurance,
             touch,
             reason: reason.as_deref(),
+            decided_by: &decided_by,
         };
         if store::sign(&self.pool, &self.scribe, &self.limits(), signature, now).await? {
             return self.find_one(Viewer::Person { handle: &holder.person, all: false }, id).await;
@@ -570,34 +592,29 @@ impl Broker {
         // Somebody was faster: look again to say who or what.
         let signable = store::signable(&self.pool, id).await?.ok_or(Error::NotFound)?;
         let rejection = standing(&signable, &holder.person).unwrap_or(Rejection::TooLate);
-        Err(self.reject(id, &signable, request, rejection, Some(&holder.person), now).await?)
+        let not = NotCounting::of(rejection, &holder.person);
+        Err(self.reject(id, &signable, request, not, now).await?)
     }
 
-    /// Every check of a signature, in the order in which a signer wants to hear of it. The inner error comes with
-    /// the person, once the signature proves to be theirs.
+    /// Every check of a signature, in the order in which a signer wants to hear of it.
     async fn judge(
         &self,
         signable: &store::Signable,
         request: &wire::SignatureRequest,
         now: OffsetDateTime,
-    ) -> Result<
-        std::result::Result<
-            (store::KeyHolder, String, Option<verify::Touch>),
-            (Rejection, Option<String>),
-        >,
-    > {
+    ) -> Result<std::result::Result<Counting, NotCounting>> {
         let sealed = Sealed::from_bytes(signable.statement.clone())?;
         let terms = sealed.terms();
         let signature = match UnverifiedSignature::parse(&request.signature) {
             Ok(signature) => signature,
-            Err(rejection) => return Ok(Err((rejection, None))),
+            Err(rejection) => return Ok(Err(rejection.into())),
         };
         let fingerprint = signature.claimed_fingerprint();
         let Some(holder) = store::key_holder(&self.pool, &fingerprint).await? else {
-            return Ok(Err((Rejection::UnknownKey, None)));
+            return Ok(Err(Rejection::UnknownKey.into()));
         };
         if request.statement_sha256.as_ref().is_some_and(|it| *it != sealed.sha256()) {
-            return Ok(Err((Rejection::NotThisStatement, None)));
+            return Ok(Err(Rejection::NotThisStatement.into()));
         }
         let checked = verify::check_signature(
             &signature,
@@ -609,35 +626,68 @@ impl Broker {
         );
         let touch = match checked {
             Ok(touch) => touch,
-            Err(rejection) => return Ok(Err((rejection, None))),
+            Err(rejection) => return Ok(Err(rejection.into())),
         };
-        let person = holder.person.clone();
-        if let Some(rejection) = standing(signable, &person) {
-            return Ok(Err((rejection, Some(person))));
+        // From here on it is theirs, whatever else is wrong with it.
+        let person = holder.person.as_str();
+        if let Some(rejection) = standing(signable, person) {
+            return Ok(Err(NotCounting::of(rejection, person)));
         }
         let rule = self.config.catalogue.scope(&signable.scope).and_then(|it| it.signers.as_ref());
         let signer = Signer {
-            handle: &person,
+            handle: person,
             active: holder.active,
             in_group: rule
                 .is_some_and(|it| it.groups.iter().any(|group| holder.groups.contains(group))),
         };
         if let Err(rejection) = verify::check_signer(terms, &signer, now) {
-            return Ok(Err((rejection, Some(person))));
+            return Ok(Err(NotCounting::of(rejection, person)));
         }
-        Ok(Ok((holder, fingerprint, touch)))
+        let facts = PersonFacts { handle: person, groups: &holder.groups };
+        match self.rule_on_signing(facts, terms, request.decision, holder.key.assurance, now) {
+            Ruling::Allow { by: decided_by } => {
+                Ok(Ok(Counting { holder, fingerprint, touch, decided_by }))
+            }
+            Ruling::Deny { by: decided_by } => {
+                let not = NotCounting::of(Rejection::ForbiddenByRule, person);
+                Ok(Err(NotCounting { decided_by, ..not }))
+            }
+        }
     }
 
-    /// Records a rejection, and is then the error that says so.
+    /// Whether the rules let this person decide about the lease that `terms` are of.
+    fn rule_on_signing(
+        &self,
+        person: PersonFacts<'_>,
+        terms: &LeaseTerms,
+        decision: lease::Decision,
+        assurance: Assurance,
+        at: OffsetDateTime,
+    ) -> Ruling {
+        let Some(scope) = self.config.catalogue.scope(&terms.scope) else {
+            return Ruling::Deny { by: Vec::new() };
+        };
+        let agent = AgentFacts {
+            name: &terms.agent.name,
+            sponsor: &terms.sponsor,
+            issuer: &terms.agent.issuer,
+            actor: terms.actor.as_deref(),
+            claims: NO_CLAIMS,
+        };
+        let act = Act::Sign { scope, decision, agent, assurance };
+        self.config.policy.rule(Who::Person(person), &act, at)
+    }
+
+    /// Records a signature that does not count, and is then the error that says so.
     async fn reject(
         &self,
         id: LeaseId,
         signable: &store::Signable,
         request: &wire::SignatureRequest,
-        rejection: Rejection,
-        person: Option<&str>,
+        not: NotCounting,
         now: OffsetDateTime,
     ) -> Result<Error> {
+        let NotCounting { rejection, person, decided_by } = not;
         let subject = signable.subject(id);
         let fingerprint =
             UnverifiedSignature::parse(&request.signature).ok().map(|it| it.claimed_fingerprint());
@@ -645,8 +695,9 @@ impl Broker {
             "decision": request.decision,
             "reason": rejection.code(),
             "key_fingerprint": fingerprint,
+            "decided_by": decided_by,
         });
-        let actor = person.map_or(Actor::Unknown, Actor::Person);
+        let actor = person.as_deref().map_or(Actor::Unknown, Actor::Person);
         let event = self.scribe.body(EventType::SignatureRejected, actor, subject, detail, now);
         store::tell(&self.pool, event).await?;
         Ok(Error::Rejected { lease_id: Some(id), rejection })
@@ -792,12 +843,20 @@ impl Broker {
         if !store::task_is_live(&self.pool, agent, self.clock.now()).await? {
             return Err(Error::TaskEnded);
         }
-        let holder = Holder { agent: &agent.name, sponsor: &agent.sponsor, task: &agent.task };
-        let asked = |scope: &&catalogue::Scope| {
-            let decision = self.config.policy.decide(holder, scope, catalogue::SHORTEST_SESSION);
+        let now = self.clock.now();
+        let usage = self.usage(agent, now).await?;
+        let allowed = |scope: &&catalogue::Scope| {
+            let asked = Asked {
+                scope,
+                actions: scope.actions.iter().map(|it| (it.name(), it.class)).collect(),
+                window: catalogue::SHORTEST_SESSION,
+                task: &agent.task,
+                usage,
+            };
+            let decision = self.config.policy.decide(self.facts(agent), asked, now);
             !matches!(decision, Decision::Deny { .. })
         };
-        let scopes = self.config.catalogue.scopes().filter(asked).map(wire_scope).collect();
+        let scopes = self.config.catalogue.scopes().filter(allowed).map(wire_scope).collect();
         Ok(wire::ScopeList { scopes })
     }
 
@@ -843,7 +902,10 @@ impl Broker {
             }
             Caller::Person(reader) => {
                 let person = self.person(reader).await?;
-                let all = person.groups.iter().any(|it| SEE_ALL.contains(&it.as_str()));
+                let who = PersonFacts { handle: &person.handle, groups: &person.groups };
+                let (act, now) = (Act::ReadHistory, self.clock.now());
+                let ruling = self.config.policy.rule(Who::Person(who), &act, now);
+                let all = matches!(ruling, Ruling::Allow { .. });
                 Ok(Sight::Person { handle: person.handle, all })
             }
         }
@@ -856,6 +918,26 @@ impl Broker {
     async fn find_one(&self, viewer: Viewer<'_>, id: LeaseId) -> Result<wire::Lease> {
         let found = store::find(&self.pool, Find { id: Some(id), ..Find::by(viewer) }).await?.pop();
         found.map(with_next).ok_or(Error::NotFound)
+    }
+
+    /// An agent, as rules see it.
+    fn facts<'a>(&'a self, agent: &'a Agent) -> AgentFacts<'a> {
+        AgentFacts {
+            name: &agent.name,
+            sponsor: &agent.sponsor,
+            issuer: &self.config.settings.origin,
+            actor: None,
+            claims: NO_CLAIMS,
+        }
+    }
+
+    /// What the agent had before; nobody looks where no rule asks.
+    async fn usage(&self, agent: &Agent, now: OffsetDateTime) -> Result<Usage> {
+        if !self.config.policy.reads_usage() {
+            return Ok(Usage::default());
+        }
+        let _ = (agent, now);
+        Ok(Usage::default())
     }
 
     fn limits(&self) -> Limits {
@@ -881,6 +963,34 @@ struct Grant {
     resources: Vec<String>,
     window: Duration,
     assume_role: AssumeRole,
+}
+
+/// A signature that counts.
+struct Counting {
+    holder: store::KeyHolder,
+    fingerprint: String,
+    touch: Option<verify::Touch>,
+    /// The rules that let the person sign.
+    decided_by: Vec<String>,
+}
+
+/// One that does not; whose it is, once it proves to be theirs; and the rules that say no, if it was they.
+struct NotCounting {
+    rejection: Rejection,
+    person: Option<String>,
+    decided_by: Vec<String>,
+}
+
+impl NotCounting {
+    fn of(rejection: Rejection, person: &str) -> Self {
+        Self { rejection, person: Some(person.to_owned()), decided_by: Vec::new() }
+    }
+}
+
+impl From<Rejection> for NotCounting {
+    fn from(rejection: Rejection) -> Self {
+        Self { rejection, person: None, decided_by: Vec::new() }
+    }
 }
 
 enum Sight<'a> {
@@ -924,9 +1034,9 @@ fn terms(scope: &catalogue::Scope, narrowed: Narrowed) -> Terms {
         environment: scope.environment.as_str(),
         tier: scope.tier.as_str(),
         account: scope.account.clone(),
-        region: scope.region.clone(),
-        actions: narrowed.actions.iter().map(|it| it.name.to_owned()).collect(),
-        resources: narrowed.resources.iter().map(ToString::to_string).collect(),
+        region: scope.region().to_owned(),
+        actions: narrowed.actions.into_iter().map(|it| it.action).collect(),
+        resources: narrowed.resources,
         window: narrowed.window,
         assume_role: narrowed.assume_role,
     }
@@ -940,8 +1050,8 @@ fn wire_scope(scope: &catalogue::Scope) -> wire::Scope {
         tier: scope.tier,
         tier_because: scope.tier_because.clone(),
         account: scope.account.clone(),
-        region: scope.region.clone(),
-        actions: scope.actions.iter().map(|it| it.name.to_owned()).collect(),
+        regions: scope.conditions.regions.clone(),
+        actions: scope.actions.iter().map(|it| it.name().to_owned()).collect(),
         resources: scope.resources.iter().map(ToString::to_string).collect(),
         max_ttl_seconds: Span(scope.max_ttl).seconds(),
         signatures_needed: scope.signers.as_ref().map_or(0, |it| it.count),

@@ -1,21 +1,31 @@
 //! Scopes: what may be asked for, and how dangerous that is. Tiers are computed, never declared. Pure.
 
+pub mod environment;
+pub mod tier;
+
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use time::Duration;
 
-use crate::arn::Arn;
+use self::environment::{EnvironmentFile, Environments, Home, check_account};
+use self::tier::{Naming, at_least_as_strict, remedy, tier_of};
+use crate::actions::{self, Action};
+use crate::arn::{Arn, minimal};
 use crate::config::Span;
-use crate::lease::{ActionClass, Assurance, Environment, Tier};
-
-/// Every action we know, with its class. See `docs/tiers.md`.
-const ACTIONS: &str = include_str!("catalogue/actions.tsv");
+use crate::lease::{ActionClass, Assurance, Environment, Field, Tier};
+use crate::statement::{ActionTerms, Condition, Conditions};
 
 /// The window of a signed lease, and the shortest STS session (`API_AssumeRole`, `DurationSeconds`).
 pub const SHORTEST_SESSION: Duration = Duration::minutes(15);
 /// Role chaining caps sessions at an hour.
 const LONGEST_SESSION: Duration = Duration::hours(1);
+/// Of each, in one signed request: what a person can read before signing.
+const MAX_SIGNED_ITEMS: u16 = 20;
+/// Beyond this nothing could fit a session policy; bounds what we look at.
+const MAX_ITEMS: u16 = 100;
+/// Passing a role to a service lets the service do what the role may.
+const PASS_ROLE: &str = "iam:PassRole";
 
 /// `scopes.toml`.
 #[derive(Debug, Deserialize)]
@@ -25,19 +35,11 @@ pub struct ScopesFile {
     accounts: BTreeMap<String, String>,
     #[serde(default)]
     environments: BTreeMap<String, EnvironmentFile>,
+    /// Action, wildcards allowed, to the class that it has here. Only stricter ones load.
+    #[serde(default)]
+    stricter: BTreeMap<String, ActionClass>,
     #[serde(default, rename = "scope")]
     scopes: Vec<toml::Spanned<ScopeFile>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EnvironmentFile {
-    /// Account numbers that are this environment as a whole.
-    #[serde(default)]
-    accounts: Vec<String>,
-    /// ARN patterns that are this environment, whatever the account.
-    #[serde(default)]
-    resources: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -46,18 +48,41 @@ struct ScopeFile {
     name: String,
     description: String,
     account: String,
-    region: String,
+    /// Where it may be used; credentials are delivered for the first.
+    regions: Vec<String>,
     /// Name or path and name of the role in that account.
     role: String,
     #[serde(default)]
     external_id: Option<String>,
-    /// IAM actions, spelled out.
+    /// IAM actions, wildcards allowed.
     actions: Vec<String>,
-    /// ARNs, wildcards allowed.
+    /// ARNs, wildcards allowed. Left out where no action takes one.
+    #[serde(default)]
     resources: Vec<String>,
+    /// Calls must come over TLS.
+    #[serde(default)]
+    secure_transport: bool,
+    /// CIDR blocks that calls must come from, unless an AWS service makes them in the holder's name.
+    #[serde(default)]
+    source_networks: Vec<String>,
+    /// Services that `iam:PassRole` may pass its role to, as principals.
+    #[serde(default)]
+    pass_role_to: Vec<String>,
+    /// Further IAM conditions, on everything that the scope allows.
+    #[serde(default)]
+    conditions: Vec<Condition>,
+    /// What a request must say, beyond what its tier demands.
+    #[serde(default)]
+    require: Vec<Field>,
     /// The longest window of a lease.
     #[serde(default)]
     max_ttl: Option<Span>,
+    /// The most actions that one request may name.
+    #[serde(default)]
+    max_actions: Option<u16>,
+    /// The most ARNs that one request may name.
+    #[serde(default)]
+    max_resources: Option<u16>,
     #[serde(default)]
     signers: Option<SignersFile>,
     /// At least this tier. A lower one than computed does not load.
@@ -82,6 +107,7 @@ fn one() -> u16 {
 #[derive(Debug)]
 pub struct Catalogue {
     scopes: BTreeMap<String, Scope>,
+    home: Home,
 }
 
 #[derive(Clone, Debug)]
@@ -90,53 +116,117 @@ pub struct Scope {
     pub description: String,
     pub account: String,
     pub account_alias: String,
-    pub region: String,
     pub role_arn: String,
     pub external_id: Option<String>,
-    /// In IAM's own spelling, sorted.
-    pub actions: Vec<Action>,
+    /// Expanded, sorted by name.
+    pub actions: Vec<ScopeAction>,
+    /// Sorted. Empty only where no action takes an ARN.
     pub resources: Vec<Arn>,
+    /// Carried into every session policy. `regions` has at least one; credentials are delivered for the first.
+    pub conditions: Conditions,
+    /// Sorted.
+    pub require: Vec<Field>,
     pub environment: Environment,
     pub tier: Tier,
     pub tier_because: String,
     pub max_ttl: Duration,
+    pub max_actions: u16,
+    pub max_resources: u16,
     /// `None` exactly when the tier is unsigned.
     pub signers: Option<SignerRule>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Action {
-    /// `service:Name`, as AWS spells it.
-    pub name: &'static str,
+/// An action as a scope has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScopeAction {
+    pub action: &'static Action,
+    /// Its class here: the table's, or a stricter one of this installation.
     pub class: ActionClass,
+    /// Spelled out in the scope, rather than by a wildcard.
+    pub literal: bool,
+    /// What it alone would make of the scope.
+    pub tier: Tier,
+}
+
+impl ScopeAction {
+    pub fn name(&self) -> &'static str {
+        self.action.name
+    }
+
+    /// As a statement has it.
+    pub fn terms(&self) -> ActionTerms {
+        ActionTerms {
+            action: self.action.name.to_owned(),
+            class: self.class,
+            any_resource: !self.action.takes_resources(),
+            any_region: self.action.any_region,
+            any_account: !self.action.resource_account,
+        }
+    }
 }
 
 /// Who has to sign: `count` distinct people of any of `groups`, each with a key of at least `assurance`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SignerRule {
     pub groups: Vec<String>,
     pub count: u16,
     pub assurance: Assurance,
 }
 
+/// What scopes are built against.
+struct Ground<'a> {
+    accounts: &'a BTreeMap<String, String>,
+    environments: &'a Environments,
+    stricter: &'a BTreeMap<&'static str, ActionClass>,
+    home: &'a Home,
+    software_keys: bool,
+}
+
 impl Catalogue {
-    /// Builds the catalogue, or says which scope does not load and why. `text` is the file, for line numbers.
-    pub fn build(file: ScopesFile, text: &str, software_keys: bool) -> Result<Self, String> {
+    /// Builds the catalogue, or says of each scope that does not load where it is and why. `text` is the file.
+    pub fn build(
+        file: ScopesFile,
+        text: &str,
+        home: Home,
+        software_keys: bool,
+    ) -> Result<Self, String> {
+        for account in file.accounts.keys() {
+            check_account(account).map_err(|error| format!("[accounts]: {error}"))?;
+        }
         let environments = Environments::build(file.environments)?;
+        let stricter = stricter_classes(&file.stricter)?;
+        let roles = file.scopes.iter().filter_map(|it| {
+            let it = it.as_ref();
+            Arn::parse(&role_arn(&it.account, &it.role)).ok()
+        });
+        let home = home.with_roles(roles);
+        let ground = Ground {
+            accounts: &file.accounts,
+            environments: &environments,
+            stricter: &stricter,
+            home: &home,
+            software_keys,
+        };
         let mut scopes = BTreeMap::new();
+        let mut wrong = Vec::new();
         for spanned in file.scopes {
             let line = text[..spanned.span().start].matches('\n').count() + 1;
-            let scope = spanned.into_inner();
-            let name = scope.name.clone();
-            let scope = Scope::build(scope, &file.accounts, &environments, software_keys)
-                .map_err(|why| format!("line {line}: scope {name:?} does not load: {why}"))?;
-            if scopes.insert(name.clone(), scope).is_some() {
-                return Err(format!(
-                    "line {line}: scope {name:?} is there twice; give one another name"
-                ));
+            let file = spanned.into_inner();
+            let name = file.name.clone();
+            match Scope::build(file, &ground) {
+                Ok(scope) => {
+                    if scopes.insert(name.clone(), scope).is_some() {
+                        wrong.push(format!(
+                            "line {line}: scope {name:?} is there twice; give one another name"
+                        ));
+                    }
+                }
+                Err(why) => {
+                    wrong.push(format!("line {line}: scope {name:?} does not load: {why}"));
+                }
             }
         }
-        Ok(Self { scopes })
+        if wrong.is_empty() { Ok(Self { scopes, home }) } else { Err(wrong.join("\n")) }
     }
 
     pub fn scope(&self, name: &str) -> Option<&Scope> {
@@ -147,51 +237,37 @@ impl Catalogue {
     pub fn scopes(&self) -> impl Iterator<Item = &Scope> {
         self.scopes.values()
     }
+
+    /// What no scope reaches: the broker's own, with the roles that leases are minted from.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
 }
 
 impl Scope {
-    fn build(
-        file: ScopeFile,
-        accounts: &BTreeMap<String, String>,
-        environments: &Environments,
-        software_keys: bool,
-    ) -> Result<Self, String> {
+    fn build(file: ScopeFile, ground: &Ground<'_>) -> Result<Self, String> {
         if !is_name(&file.name) {
             return Err("a name is lower-case letters, digits and `-`, at most 64".into());
         }
-        let account_alias = accounts.get(&file.account).cloned().ok_or_else(|| {
+        check_account(&file.account)?;
+        let account_alias = ground.accounts.get(&file.account).cloned().ok_or_else(|| {
             format!("account {:?} has no alias; add it to [accounts]", file.account)
         })?;
-        if !is_account(&file.account) {
-            return Err(format!("account {:?} is not twelve digits", file.account));
+        let role_arn = role_arn(&file.account, &file.role);
+        if !Arn::parse(&role_arn).is_ok_and(|it| it.is_exact()) {
+            return Err(format!("role {:?} is not the name of one role", file.role));
         }
-        let mut actions =
-            file.actions.iter().map(|it| action(it)).collect::<Result<Vec<_>, _>>()?;
-        actions.sort();
-        actions.dedup();
-        let mut resources = file
-            .resources
-            .iter()
-            .map(|it| Arn::parse(it).map_err(|error| error.to_string()))
-            .collect::<Result<Vec<_>, _>>()?;
-        resources.sort();
-        resources.dedup();
-        if actions.is_empty() || resources.is_empty() {
-            return Err("it has no actions or no resources; name at least one of each".into());
-        }
-        if let Some(other) =
-            resources.iter().find(|it| !matches!(it.account(), "") && it.account() != file.account)
-        {
-            return Err(format!("{other} is in another account than the role"));
-        }
+        let conditions = conditions(&file)?;
+        let resources = resources(&file)?;
+        let named = expand(&file.actions, &resources)?;
+        check_reach(&file, &named, &resources, ground)?;
 
-        let environment = resources
-            .iter()
-            .map(|it| environments.of(it, &file.account))
-            .max()
-            .expect("there is at least one resource");
-        let exact = resources.iter().all(Arn::is_exact);
-        let (mut tier, mut tier_because) = computed_tier(&actions, environment, exact)?;
+        let environment = environment(&named, &resources, &file.account, ground.environments);
+        let mut actions = judge(&named, &resources, &file, environment, ground)?;
+        actions.sort_by_key(|it| it.name());
+        let decisive = actions.iter().rev().max_by_key(|it| it.tier).expect("at least one action");
+        let (mut tier, mut tier_because) =
+            (decisive.tier, format!("{} is {} in {environment}", decisive.name(), decisive.class));
         if let Some(declared) = file.tier {
             if declared < tier {
                 return Err(format!("it declares tier {declared}, but is {tier}: {tier_because}"));
@@ -200,36 +276,47 @@ impl Scope {
                 (tier, tier_because) = (declared, format!("declared {declared} in scopes.toml"));
             }
         }
-        let signers = signer_rule(file.signers, tier, software_keys)?;
-        let longest = longest_window(tier, environment);
-        let max_ttl = file.max_ttl.map_or(longest, |it| it.0);
-        if max_ttl < SHORTEST_SESSION || longest < max_ttl {
-            return Err(format!(
-                "max_ttl must be between {} and {} for {tier} in {environment}",
-                Span(SHORTEST_SESSION),
-                Span(longest)
-            ));
-        }
-        let role_arn = format!("arn:aws:iam::{}:role/{}", file.account, file.role);
-        if !Arn::parse(&role_arn).is_ok_and(|it| it.is_exact()) {
-            return Err(format!("role {:?} is not the name of one role", file.role));
-        }
+        let signers = signer_rule(file.signers, tier, ground.software_keys)?;
+        let max_ttl = max_ttl(file.max_ttl, tier, environment)?;
+        let most = if tier.is_unsigned() { MAX_ITEMS } else { MAX_SIGNED_ITEMS };
+        let limit = |what, given: Option<u16>| match given.unwrap_or(most) {
+            given if (1..=most).contains(&given) => Ok(given),
+            _ => Err(format!("{what} must be between 1 and {most} for {tier}")),
+        };
+        let mut require = file.require;
+        require.sort_unstable();
+        require.dedup();
         Ok(Self {
             name: file.name,
             description: file.description,
             account: file.account,
             account_alias,
-            region: file.region,
             role_arn,
             external_id: file.external_id,
             actions,
             resources,
+            conditions,
+            require,
             environment,
             tier,
             tier_because,
             max_ttl,
+            max_actions: limit("max_actions", file.max_actions)?,
+            max_resources: limit("max_resources", file.max_resources)?,
             signers,
         })
+    }
+
+    /// The scope's action of that name, in any case.
+    pub fn action(&self, name: &str) -> Option<&ScopeAction> {
+        let known = actions::find(name)?;
+        let at = self.actions.binary_search_by_key(&known.name, ScopeAction::name).ok()?;
+        Some(&self.actions[at])
+    }
+
+    /// Where its credentials are delivered for.
+    pub fn region(&self) -> &str {
+        &self.conditions.regions[0]
     }
 
     /// How long one STS session lasts under a lease whose window is `window`.
@@ -238,67 +325,323 @@ impl Scope {
     }
 }
 
-/// Finds an action by its name in any case, as IAM does.
-pub fn action(name: &str) -> Result<Action, String> {
-    let found = ACTIONS
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.split_once('\t'))
-        .find(|(known, _)| known.eq_ignore_ascii_case(name));
-    let Some((name, class)) = found else {
-        return Err(format!(
-            "{name:?} is not an action we know; spell one action out, without wildcards"
-        ));
-    };
-    Ok(Action { name, class: class.parse().expect("the table names classes only") })
-}
-
-/// The strictest tier of the actions in `environment`, and what makes it so; or why there can be no such lease.
-fn computed_tier(
-    actions: &[Action],
-    environment: Environment,
-    exact: bool,
-) -> Result<(Tier, String), String> {
-    let mut strictest = None;
-    for action in actions {
-        let tier = tier_of(action.class, environment, exact).ok_or_else(|| {
-            format!(
-                "{} is {}, which cannot be leased in {environment}{}",
-                action.name,
-                action.class,
-                if exact { "" } else { " (or only with ARNs without wildcards)" }
-            )
-        })?;
-        if strictest.as_ref().is_none_or(|(highest, _)| *highest < tier) {
-            strictest =
-                Some((tier, format!("{} is {} in {environment}", action.name, action.class)));
+/// The classes that this installation gives to actions, each at least as strict as the table's.
+fn stricter_classes(
+    file: &BTreeMap<String, ActionClass>,
+) -> Result<BTreeMap<&'static str, ActionClass>, String> {
+    let mut classes = BTreeMap::new();
+    for (pattern, class) in file {
+        let before = classes.len();
+        for action in actions::matching(pattern) {
+            if !at_least_as_strict(*class, action.class) {
+                return Err(format!(
+                    "[stricter]: {} is {}, and {class} would be less strict somewhere; leave it out",
+                    action.name, action.class
+                ));
+            }
+            if classes.insert(action.name, *class).is_some_and(|it| it != *class) {
+                return Err(format!("[stricter]: {} has two classes; leave one", action.name));
+            }
+        }
+        if before == classes.len() && actions::matching(pattern).next().is_none() {
+            return Err(format!("[stricter]: {pattern:?} is not an action we know"));
         }
     }
-    Ok(strictest.expect("there is at least one action"))
+    Ok(classes)
 }
 
-/// The tier table of `docs/tiers.md`. `exact`: no ARN of the scope has a wildcard. `None` is not leasable.
-fn tier_of(class: ActionClass, environment: Environment, exact: bool) -> Option<Tier> {
-    use ActionClass as C;
-    use Environment as E;
-    use Tier as T;
-    Some(match (class, environment) {
-        (C::Read, _) | (C::DataRead, E::Development | E::Staging) => T::ReadOnly,
-        (C::DataRead, E::Production) if exact => T::ReadOnly,
-        (C::DataRead, E::Production | E::Backup) => T::ProductionWrite,
-        (C::Write | C::Tag | C::Review | C::Destructive, E::Development | E::Staging) => {
-            T::StagingWrite
+fn role_arn(account: &str, role: &str) -> String {
+    format!("arn:aws:iam::{account}:role/{role}")
+}
+
+fn resources(file: &ScopeFile) -> Result<Vec<Arn>, String> {
+    let mut resources = file
+        .resources
+        .iter()
+        .map(|it| Arn::parse(it).map_err(|error| error.to_string()))
+        .collect::<Result<Vec<_>, _>>()?;
+    resources.sort();
+    let resources = minimal(resources);
+    for arn in &resources {
+        if !arn.is_any() && !arn.account().is_empty() && arn.account() != file.account {
+            return Err(format!(
+                "{arn} is not in account {} alone, where the role is",
+                file.account
+            ));
         }
-        (C::Write | C::Tag | C::Review, E::Production) => T::ProductionWrite,
-        (C::Destructive, E::Production) => T::Destructive,
-        (C::Write | C::Tag | C::Review | C::Destructive, E::Backup) => T::Destructive,
-        (C::OpaqueExec | C::Tamper | C::Credential, E::Development | E::Staging) if exact => {
-            T::StagingSensitive
+        let regions = &file.regions;
+        let region = arn.region();
+        if !arn.is_any() && !region.is_empty() && !regions.iter().any(|it| arn.is_in_region(it)) {
+            return Err(format!(
+                "{arn} is in none of the scope's regions ({})",
+                regions.join(", ")
+            ));
         }
-        (C::OpaqueExec | C::Tamper | C::Credential, E::Production) => T::Destructive,
-        (C::Tamper, E::Backup) => T::Destructive,
-        (C::OpaqueExec | C::Tamper | C::Credential | C::Privesc, _) => return None,
+    }
+    Ok(resources)
+}
+
+/// The actions of a scope, each with whether it was spelled out. A wildcard stands for what AWS can grant on the
+/// scope's ARNs; what it grants on `*` only is named literally, or by a scope that says `*`.
+fn expand(texts: &[String], resources: &[Arn]) -> Result<Vec<(&'static Action, bool)>, String> {
+    let mut named: BTreeMap<&'static str, (&'static Action, bool)> = BTreeMap::new();
+    let fits = |it: &Action| resources.iter().any(|arn| it.fits(arn));
+    for text in texts {
+        if !text.contains(['*', '?']) {
+            let action = actions::find(text).ok_or_else(|| {
+                format!("{text:?} is not an action we know; see `docs/actions.md` for what we know")
+            })?;
+            if action.takes_resources() && !fits(action) {
+                return Err(format!(
+                    "AWS cannot grant {} on any of its resources; it takes {}",
+                    action.name,
+                    action.takes()
+                ));
+            }
+            named.insert(action.name, (action, true));
+            continue;
+        }
+        let everywhere = resources.is_empty() || resources.iter().any(Arn::is_any);
+        let mut found = false;
+        for action in actions::matching(text) {
+            if if action.takes_resources() { fits(action) } else { everywhere } {
+                found = true;
+                named.entry(action.name).or_insert((action, false));
+            }
+        }
+        if !found {
+            return Err(format!(
+                "{text:?} stands for nothing that AWS can grant on the scope's resources; name ARNs that fit, or `*`"
+            ));
+        }
+    }
+    if named.is_empty() {
+        return Err("it has no actions; name at least one".into());
+    }
+    Ok(named.into_values().collect())
+}
+
+/// Refuses what no tier could allow: the broker's own, what nothing binds to the account, and what nothing takes.
+fn check_reach(
+    file: &ScopeFile,
+    named: &[(&'static Action, bool)],
+    resources: &[Arn],
+    ground: &Ground<'_>,
+) -> Result<(), String> {
+    let account = &file.account;
+    if ground.home.owns_account(account) {
+        return Err(format!("account {account} is the broker's own, which no scope reaches"));
+    }
+    for arn in resources {
+        if let Some(own) = ground.home.touched_by(arn, account) {
+            return Err(format!("{arn} may be {own}, the broker's own, which no scope reaches"));
+        }
+        if !named.iter().any(|(action, _)| action.fits(arn)) {
+            return Err(format!("none of its actions can be granted on {arn}; leave it out"));
+        }
+    }
+    for (action, _) in named {
+        if !action.takes_resources() {
+            let class = ground.stricter.get(action.name).copied().unwrap_or(action.class);
+            if class != ActionClass::Read
+                && let Some(own) = ground.home.in_account(action.service(), account)
+            {
+                return Err(format!(
+                    "{} takes no ARN, so it may be about {own}, the broker's own, which no scope reaches",
+                    action.name
+                ));
+            }
+        } else if !action.resource_account {
+            let bound = |it: &&Arn| !action.fits(it) || it.is_exact() || it.account() == account;
+            if let Some(loose) = resources.iter().find(|it| !bound(it)) {
+                return Err(format!(
+                    "nothing would bind {} on {loose} to account {account}: AWS does not say whose it is; name exact ARNs",
+                    action.name
+                ));
+            }
+        }
+        if action.name == PASS_ROLE && file.pass_role_to.is_empty() {
+            return Err(format!(
+                "{PASS_ROLE} needs `pass_role_to = [\"SERVICE.amazonaws.com\"]`: the services that it may pass its role to"
+            ));
+        }
+    }
+    if !file.pass_role_to.is_empty() && !named.iter().any(|(it, _)| it.name == PASS_ROLE) {
+        return Err(format!(
+            "pass_role_to is for {PASS_ROLE}, which it does not have; leave it out"
+        ));
+    }
+    Ok(())
+}
+
+/// The strictest environment that the scope reaches.
+fn environment(
+    named: &[(&'static Action, bool)],
+    resources: &[Arn],
+    account: &str,
+    environments: &Environments,
+) -> Environment {
+    let by_arn = resources.iter().map(|it| environments.of(it, account));
+    let by_action = named
+        .iter()
+        .filter(|(it, _)| !it.takes_resources())
+        .map(|(it, _)| environments.of_account(it.service(), account));
+    by_arn.chain(by_action).max().unwrap_or(Environment::Production)
+}
+
+/// Each action's tier in `environment`; or all those that cannot be leased there, and what to do about them.
+fn judge(
+    named: &[(&'static Action, bool)],
+    resources: &[Arn],
+    file: &ScopeFile,
+    environment: Environment,
+    ground: &Ground<'_>,
+) -> Result<Vec<ScopeAction>, String> {
+    let mut judged = Vec::with_capacity(named.len());
+    let mut cannot: BTreeMap<ActionClass, Vec<&str>> = BTreeMap::new();
+    for (action, literal) in named {
+        let class = ground.stricter.get(action.name).copied().unwrap_or(action.class);
+        let mut on = resources.iter().filter(|it| action.fits(it)).peekable();
+        let naming = Naming {
+            literal: *literal,
+            exact: on.peek().is_some() && on.all(Arn::is_exact),
+            passes_role: action.name == PASS_ROLE && !file.pass_role_to.is_empty(),
+        };
+        match tier_of(class, environment, naming) {
+            Some(tier) => judged.push(ScopeAction { action, class, literal: *literal, tier }),
+            None => cannot.entry(class).or_default().push(action.name),
+        }
+    }
+    if cannot.is_empty() {
+        return Ok(judged);
+    }
+    let reasons = cannot.iter().map(|(class, names)| {
+        let verb = if names.len() == 1 { "is" } else { "are" };
+        format!(
+            "{} {verb} {class}, which cannot be leased so in {environment} ({})",
+            names.join(", "),
+            remedy(*class, environment)
+        )
+    });
+    Err(reasons.collect::<Vec<_>>().join("; "))
+}
+
+/// What the scope's conditions come to; refuses those that would not do what they seem to.
+fn conditions(file: &ScopeFile) -> Result<Conditions, String> {
+    /// What has a field of its own, and what that is.
+    const OURS: [(&str, &str); 7] = [
+        ("aws:resourceaccount", "account"),
+        ("aws:requestedregion", "regions"),
+        ("aws:securetransport", "secure_transport"),
+        ("aws:sourceip", "source_networks"),
+        ("aws:viaawsservice", "source_networks"),
+        ("iam:passedtoservice", "pass_role_to"),
+        ("aws:currenttime", "max_ttl"),
+    ];
+    /// IAM user guide, "IAM JSON policy elements: Condition operators".
+    const OPERATORS: [&str; 27] = [
+        "StringEquals",
+        "StringNotEquals",
+        "StringEqualsIgnoreCase",
+        "StringNotEqualsIgnoreCase",
+        "StringLike",
+        "StringNotLike",
+        "NumericEquals",
+        "NumericNotEquals",
+        "NumericLessThan",
+        "NumericLessThanEquals",
+        "NumericGreaterThan",
+        "NumericGreaterThanEquals",
+        "DateEquals",
+        "DateNotEquals",
+        "DateLessThan",
+        "DateLessThanEquals",
+        "DateGreaterThan",
+        "DateGreaterThanEquals",
+        "Bool",
+        "BinaryEquals",
+        "IpAddress",
+        "NotIpAddress",
+        "ArnEquals",
+        "ArnLike",
+        "ArnNotEquals",
+        "ArnNotLike",
+        "Null",
+    ];
+    let name = |it: &str| {
+        !it.is_empty()
+            && it.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
+    };
+    if file.regions.is_empty() {
+        return Err("regions is empty; name at least one, like \"eu-central-1\"".into());
+    }
+    if let Some(wrong) = file.regions.iter().find(|it| !name(it)) {
+        return Err(format!("region {wrong:?} is not the name of one Region"));
+    }
+    for network in &file.source_networks {
+        check_network(network)?;
+    }
+    for service in &file.pass_role_to {
+        if !service.split('.').all(name) || !service.ends_with(".amazonaws.com") {
+            return Err(format!(
+                "pass_role_to {service:?}: write a service's principal, like \"lambda.amazonaws.com\""
+            ));
+        }
+    }
+    let mut more = file.conditions.clone();
+    more.sort();
+    for condition in &more {
+        let Condition { operator, key, values } = condition;
+        let plain = operator.strip_suffix("IfExists").unwrap_or(operator);
+        let plain = plain.strip_prefix("ForAnyValue:").unwrap_or(plain);
+        if !OPERATORS.contains(&plain) {
+            return Err(format!(
+                "{operator:?} is not a condition operator that we take; `ForAllValues:` is true of nothing at all, so it is not one"
+            ));
+        }
+        let lower = key.to_ascii_lowercase();
+        if let Some((_, field)) = OURS.iter().find(|(ours, _)| *ours == lower) {
+            return Err(format!("condition on {key}: write it as `{field}`"));
+        }
+        let service = key.split_once(':').map(|(service, rest)| (service, !rest.is_empty()));
+        if !service.is_some_and(|(it, rest)| rest && name(it)) {
+            return Err(format!(
+                "{key:?} is not a condition key: write `aws:NAME` or `SERVICE:NAME`"
+            ));
+        }
+        let sent = |it: &String| {
+            it.chars().all(|it| !it.is_control() && u32::from(it) <= 0xff) && !it.contains("${")
+        };
+        if values.is_empty() || !values.iter().all(sent) || !key.is_ascii() {
+            return Err(format!(
+                "condition on {key}: at least one value, without control characters or policy variables"
+            ));
+        }
+    }
+    if more.windows(2).any(|it| (&it[0].operator, &it[0].key) == (&it[1].operator, &it[1].key)) {
+        return Err(
+            "two conditions have the same operator and key; put their values together".into()
+        );
+    }
+    Ok(Conditions {
+        regions: file.regions.clone(),
+        secure_transport: file.secure_transport,
+        source_networks: file.source_networks.clone(),
+        pass_role_to: file.pass_role_to.clone(),
+        more,
     })
+}
+
+fn check_network(text: &str) -> Result<(), String> {
+    let bad = || format!("source network {text:?}: write a CIDR block, like \"203.0.113.0/24\"");
+    let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
+    let address: std::net::IpAddr = address.parse().map_err(|_| bad())?;
+    let prefix: u8 = prefix.parse().map_err(|_| bad())?;
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    if prefix == 0 || longest < prefix {
+        return Err(bad());
+    }
+    Ok(())
 }
 
 /// What the tier demands at least, and what the scope adds to it.
@@ -342,54 +685,18 @@ fn longest_window(tier: Tier, environment: Environment) -> Duration {
     }
 }
 
-/// Which accounts and ARNs are which environment.
-struct Environments {
-    accounts: BTreeMap<String, Environment>,
-    resources: Vec<(Arn, Environment)>,
-}
-
-impl Environments {
-    fn build(file: BTreeMap<String, EnvironmentFile>) -> Result<Self, String> {
-        let mut all = Self { accounts: BTreeMap::new(), resources: Vec::new() };
-        for (name, file) in file {
-            let environment: Environment =
-                name.parse().map_err(|error| format!("[environments]: {error}"))?;
-            for account in file.accounts {
-                if !is_account(&account) {
-                    return Err(format!(
-                        "[environments.{name}]: account {account:?} is not twelve digits"
-                    ));
-                }
-                if let Some(other) = all.accounts.insert(account.clone(), environment) {
-                    return Err(format!(
-                        "[environments.{name}]: account {account} is {other} already"
-                    ));
-                }
-            }
-            for resource in file.resources {
-                let arn = Arn::parse(&resource)
-                    .map_err(|error| format!("[environments.{name}]: {error}"))?;
-                all.resources.push((arn, environment));
-            }
-        }
-        Ok(all)
+/// How long a lease's window may be.
+fn max_ttl(given: Option<Span>, tier: Tier, environment: Environment) -> Result<Duration, String> {
+    let longest = longest_window(tier, environment);
+    let max_ttl = given.map_or(longest, |it| it.0);
+    if max_ttl < SHORTEST_SESSION || longest < max_ttl {
+        return Err(format!(
+            "max_ttl must be between {} and {} for {tier} in {environment}",
+            Span(SHORTEST_SESSION),
+            Span(longest)
+        ));
     }
-
-    /// The strictest environment that `arn` may reach: of every pattern that it touches, and of its account if that
-    /// is somebody's. What nothing covers is production.
-    fn of(&self, arn: &Arn, account: &str) -> Environment {
-        let touched =
-            self.resources.iter().filter(|(pattern, _)| pattern.touches(arn)).map(|(_, it)| *it);
-        let owner = self.accounts.get(account).copied();
-        let covered =
-            owner.is_some() || self.resources.iter().any(|(pattern, _)| pattern.contains(arn));
-        let rest = if covered { None } else { Some(Environment::Production) };
-        touched.chain(owner).chain(rest).max().expect("what is not covered has a rest")
-    }
-}
-
-fn is_account(text: &str) -> bool {
-    text.len() == 12 && text.bytes().all(|it| it.is_ascii_digit())
+    Ok(max_ttl)
 }
 
 fn is_name(text: &str) -> bool {
@@ -399,7 +706,14 @@ fn is_name(text: &str) -> bool {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::environment::HomeFile;
     use super::*;
+
+    /// The broker's own.
+    const HOME: &str = r#"
+accounts = ["999999999999"]
+resources = ["arn:aws:s3:::broker-log*", "arn:aws:iam::111122223333:role/broker", "arn:aws:rds:us-east-1:111122223333:db:broker"]
+"#;
 
     pub(crate) const SCOPES: &str = r#"
 [accounts]
@@ -415,7 +729,7 @@ resources = ["arn:aws:s3:::backup-*"]
 name = "staging-rw"
 description = "Work on staging data"
 account = "111122223333"
-region = "us-east-1"
+regions = ["us-east-1"]
 role = "broker-staging"
 actions = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"]
 resources = ["arn:aws:s3:::staging-app", "arn:aws:s3:::staging-app/*"]
@@ -425,7 +739,7 @@ max_ttl = "8h"
 name = "prod-rw"
 description = "Write production data"
 account = "111122223333"
-region = "us-east-1"
+regions = ["us-east-1"]
 role = "broker-production"
 actions = ["s3:GetObject", "s3:PutObject"]
 resources = ["arn:aws:s3:::prod-app/*"]
@@ -433,13 +747,15 @@ signers = { groups = ["ops"], assurance = "present" }
 "#;
 
     pub(crate) fn load(text: &str) -> Result<Catalogue, String> {
-        Catalogue::build(toml::from_str(text).map_err(|error| error.to_string())?, text, false)
+        let home: HomeFile = toml::from_str(HOME).unwrap();
+        let file = toml::from_str(text).map_err(|error| error.to_string())?;
+        Catalogue::build(file, text, Home::build(&home).unwrap(), false)
     }
 
     fn scope(actions: &str, resources: &str, more: &str) -> Result<Scope, String> {
         let (head, _) = SCOPES.split_once("[[scope]]").unwrap();
         let text = format!(
-            "{head}[[scope]]\nname = \"s\"\ndescription = \"\"\naccount = \"111122223333\"\nregion = \"us-east-1\"\nrole = \"r\"\nactions = {actions}\nresources = {resources}\n{more}\n"
+            "{head}[[scope]]\nname = \"s\"\ndescription = \"\"\naccount = \"111122223333\"\nregions = [\"us-east-1\"]\nrole = \"r\"\nactions = {actions}\nresources = {resources}\n{more}\n"
         );
         load(&text).map(|it| it.scope("s").unwrap().clone())
     }
@@ -458,40 +774,9 @@ signers = { groups = ["ops"], assurance = "present" }
     }
 
     #[test]
-    fn every_cell_of_the_tier_table_is_as_documented() {
-        use ActionClass as C;
-        use Environment as E;
-        let row = |class, exact| {
-            [E::Staging, E::Production, E::Backup]
-                .map(|it| tier_of(class, it, exact).map_or("-", Tier::as_str))
-        };
-        assert_eq!(row(C::Read, false), ["read-only"; 3]);
-        assert_eq!(row(C::DataRead, true), ["read-only", "read-only", "production-write"]);
-        assert_eq!(row(C::DataRead, false), ["read-only", "production-write", "production-write"]);
-        for class in [C::Write, C::Tag, C::Review] {
-            assert_eq!(row(class, false), ["staging-write", "production-write", "destructive"]);
-        }
-        assert_eq!(row(C::Destructive, false), ["staging-write", "destructive", "destructive"]);
-        for class in [C::OpaqueExec, C::Credential] {
-            assert_eq!(row(class, true), ["staging-sensitive", "destructive", "-"]);
-            assert_eq!(row(class, false), ["-", "destructive", "-"]);
-        }
-        assert_eq!(row(C::Tamper, true), ["staging-sensitive", "destructive", "destructive"]);
-        assert_eq!(row(C::Privesc, true), ["-"; 3]);
-        for class in C::ALL {
-            for exact in [false, true] {
-                assert_eq!(
-                    tier_of(*class, E::Development, exact),
-                    tier_of(*class, E::Staging, exact)
-                );
-            }
-        }
-    }
-
-    #[test]
     fn what_no_environment_covers_is_production() {
         let sign = "signers = { groups = [\"ops\"] }";
-        for resource in ["arn:aws:s3:::other/*", "arn:aws:s3:::*", "arn:aws:s3:::stag*"] {
+        for resource in ["arn:aws:s3:::other/*", "arn:aws:s3:::ba*", "arn:aws:s3:::stag*"] {
             let scope = scope("[\"s3:PutObject\"]", &format!("[\"{resource}\"]"), sign).unwrap();
             assert!(
                 Environment::Production <= scope.environment,
@@ -499,9 +784,9 @@ signers = { groups = ["ops"], assurance = "present" }
                 scope.environment
             );
         }
-        // `*` reaches the backups too, and the strictest counts.
+        // `ba*` reaches the backups too, and the strictest counts.
         assert_eq!(
-            scope("[\"s3:PutObject\"]", "[\"arn:aws:s3:::*\"]", sign).unwrap().tier,
+            scope("[\"s3:PutObject\"]", "[\"arn:aws:s3:::ba*\"]", sign).unwrap().tier,
             Tier::Destructive
         );
     }
@@ -541,17 +826,16 @@ signers = { groups = ["ops"], assurance = "present" }
     #[test]
     fn a_scope_that_cannot_be_judged_does_not_load() {
         let staging = "[\"arn:aws:s3:::staging-app/*\"]";
+        let buckets = "[\"arn:aws:s3:::staging-*\"]";
         let why = |actions: &str, resources: &str, more: &str| {
             scope(actions, resources, more).unwrap_err()
         };
         assert!(why("[\"s3:MadeUp\"]", staging, "").contains("not an action we know"));
-        assert!(why("[\"s3:Get*\"]", staging, "").contains("not an action we know"));
+        assert!(why("[\"s3:Delete*\"]", staging, "").contains("name it literally"));
         assert!(why("[]", staging, "").contains("no actions"));
-        assert!(why("[\"s3:GetObject\"]", "[]", "").contains("no actions or no resources"));
-        assert!(why("[\"s3:PutBucketPolicy\"]", staging, "").contains("cannot be leased"));
-        assert!(
-            why("[\"s3:PutLifecycleConfiguration\"]", staging, "").contains("without wildcards")
-        );
+        assert!(why("[\"s3:GetObject\"]", "[]", "").contains("it takes"));
+        assert!(why("[\"s3:PutBucketPolicy\"]", buckets, "").contains("cannot be leased"));
+        assert!(why("[\"s3:PutLifecycleConfiguration\"]", buckets, "").contains("no wildcards"));
         assert!(
             why("[\"s3:PutObject\"]", "[\"arn:aws:s3:::prod-app/*\"]", "")
                 .contains("needs signers")
@@ -573,14 +857,181 @@ signers = { groups = ["ops"], assurance = "present" }
         );
     }
 
+    fn why(actions: &str, resources: &str, more: &str) -> String {
+        scope(actions, resources, more).map(|it| it.tier).unwrap_err()
+    }
+
     #[test]
-    fn the_action_table_is_sorted_and_well_formed() {
-        let names: Vec<_> = ACTIONS.lines().filter(|it| !it.starts_with('#')).collect();
-        assert!(names.is_sorted());
-        for line in names {
-            let (name, class) = line.split_once('\t').unwrap();
-            assert_eq!(action(&name.to_uppercase()).unwrap().name, name);
-            class.parse::<ActionClass>().unwrap();
+    fn a_wildcard_stands_for_what_aws_can_grant_on_the_scopes_arns() {
+        let bucket = "[\"arn:aws:s3:::staging-app\"]";
+        let scope = scope("[\"s3:List*\", \"S3:getbucketlocation\"]", bucket, "").unwrap();
+        let names: Vec<_> = scope.actions.iter().map(ScopeAction::name).collect();
+        assert!(names.contains(&"s3:ListBucket") && names.contains(&"s3:GetBucketLocation"));
+        // Of objects and of everything: neither can be granted on a bucket.
+        assert!(!names.contains(&"s3:ListMultipartUploadParts"));
+        assert!(!names.contains(&"s3:ListAllMyBuckets"));
+        let literal: Vec<_> = scope.actions.iter().filter(|it| it.literal).collect();
+        assert_eq!(literal.len(), 1);
+        assert!(why("[\"s4:*\"]", bucket, "").contains("stands for nothing"));
+        assert!(why("[\"s3:GetObject\"]", bucket, "").contains("it takes"));
+        assert!(
+            why(
+                "[\"s3:ListBucket\"]",
+                "[\"arn:aws:s3:::staging-app\", \"arn:aws:s3:::staging-app/*\"]",
+                ""
+            )
+            .contains("none of its actions can be granted on arn:aws:s3:::staging-app/*")
+        );
+    }
+
+    #[test]
+    fn a_wildcard_over_everything_names_every_action_that_keeps_it_from_loading() {
+        let (head, _) = SCOPES.split_once("[[scope]]").unwrap();
+        let text = head
+            .replace(
+                "[environments.staging]\n",
+                "[environments.staging]\naccounts = [\"222222222222\"]\n",
+            )
+            .replace("acme\"", "acme\"\n\"222222222222\" = \"lab\"")
+            + "[[scope]]\nname = \"s\"\ndescription = \"\"\naccount = \"222222222222\"\nregions = [\"us-east-1\"]\nrole = \"r\"\nactions = [\"*:Get*\"]\nresources = [\"arn:aws:secretsmanager:us-east-1:222222222222:secret:*\", \"arn:aws:ssm:us-east-1:222222222222:parameter/*\"]\n";
+        let why = load(&text).unwrap_err();
+        for action in [
+            "secretsmanager:GetSecretValue",
+            "ssm:GetParameter",
+            "ssm:GetParameters",
+            "ssm:GetParametersByPath",
+        ] {
+            assert!(why.contains(action), "{action} in {why}");
         }
+        assert!(why.contains("credential") && !why.contains("secretsmanager:GetResourcePolicy"));
+    }
+
+    #[test]
+    fn the_brokers_own_is_out_of_reach() {
+        let sign = "signers = { groups = [\"ops\"] }";
+        for (actions, resources, own) in [
+            ("s3:GetObject", "arn:aws:s3:::broker-log/*", "broker-log"),
+            ("s3:GetObject", "arn:aws:s3:::*", "broker-log"),
+            ("s3:ListBucket", "arn:aws:s3:::broker-l?g-2", "broker-log"),
+            ("iam:GetRole", "arn:aws:iam::111122223333:role/broker", "role/broker"),
+            ("iam:GetRole", "arn:aws:iam::111122223333:role/*", "role/"),
+            // The role that this very scope is minted from.
+            ("iam:GetRole", "arn:aws:iam::111122223333:role/r", "role/r"),
+            ("rds:DescribeDBInstances", "arn:aws:rds:us-east-1:111122223333:db:*", "db:broker"),
+            ("s3:ListBucket", "*", "the broker's own"),
+        ] {
+            let why = why(&format!("[\"{actions}\"]"), &format!("[\"{resources}\"]"), sign);
+            assert!(why.contains("the broker's own") && why.contains(own), "{resources}: {why}");
+        }
+        let text = SCOPES.replace("111122223333", "999999999999");
+        assert!(load(&text).unwrap_err().contains("is the broker's own"));
+    }
+
+    #[test]
+    fn what_takes_no_arn_reaches_all_of_its_account() {
+        let scope = scope("[\"s3:ListAllMyBuckets\"]", "[]", "").unwrap();
+        assert_eq!((scope.environment, scope.tier), (Environment::Backup, Tier::ReadOnly));
+        let why = why("[\"s3:PutAccountPublicAccessBlock\"]", "[]", "");
+        assert!(why.contains("takes no ARN") && why.contains("broker-log"), "{why}");
+    }
+
+    #[test]
+    fn what_nothing_binds_to_the_account_needs_exact_arns() {
+        let sign = "signers = { groups = [\"ops\"] }";
+        let why =
+            why("[\"ebs:GetSnapshotBlock\"]", "[\"arn:aws:ec2:us-east-1::snapshot/*\"]", sign);
+        assert!(why.contains("nothing would bind ebs:GetSnapshotBlock"), "{why}");
+    }
+
+    #[test]
+    fn an_installation_can_only_be_stricter() {
+        let with = |line: &str| load(&format!("[stricter]\n{line}\n{SCOPES}"));
+        let scopes = with("\"s3:PutObject\" = \"destructive\"").unwrap_err();
+        assert!(
+            scopes.contains("destructive needs keys of at least assurance verified"),
+            "{scopes}"
+        );
+        let looser = with("\"s3:DeleteObject\" = \"write\"").unwrap_err();
+        assert!(looser.contains("would be less strict"), "{looser}");
+        assert!(with("\"s3:Nothing\" = \"write\"").unwrap_err().contains("not an action we know"));
+        let twice = with("\"s3:PutObject\" = \"destructive\"\n\"s3:PutObjec?\" = \"tamper\"");
+        assert!(twice.unwrap_err().contains("two classes"));
+    }
+
+    #[test]
+    fn a_role_is_passed_to_named_services_only() {
+        let role = "[\"arn:aws:iam::111122223333:role/worker\"]";
+        let sign = "signers = { groups = [\"ops\"] }";
+        let services = "pass_role_to = [\"lambda.amazonaws.com\"]";
+        let pass = "[\"iam:PassRole\"]";
+        assert!(why(pass, role, sign).contains("pass_role_to"));
+        let scope = scope(pass, role, &format!("{sign}\n{services}")).unwrap();
+        assert_eq!(scope.tier, Tier::Destructive);
+        assert_eq!(scope.conditions.pass_role_to, ["lambda.amazonaws.com"]);
+        let wide =
+            why(pass, "[\"arn:aws:iam::111122223333:role/work*\"]", &format!("{sign}\n{services}"));
+        assert!(wide.contains("iam:PassRole is privesc"), "{wide}");
+        let other =
+            why("[\"iam:CreateAccessKey\"]", "[\"arn:aws:iam::111122223333:user/x\"]", sign);
+        assert!(other.contains("no scope may have it"), "{other}");
+        assert!(
+            why("[\"s3:ListBucket\"]", "[\"arn:aws:s3:::staging-app\"]", services)
+                .contains("leave it out")
+        );
+    }
+
+    #[test]
+    fn a_condition_that_would_not_do_what_it_seems_to_does_not_load() {
+        let with = |more: &str| {
+            scope("[\"s3:ListBucket\"]", "[\"arn:aws:s3:::staging-app\"]", more)
+                .map(|it| it.conditions)
+        };
+        let one = |operator: &str, key: &str, value: &str| {
+            with(&format!(
+                "conditions = [{{ operator = \"{operator}\", key = \"{key}\", values = [{value}] }}]"
+            ))
+        };
+        assert_eq!(one("StringEquals", "aws:ResourceTag/team", "\"a\"").unwrap().more.len(), 1);
+        for (operator, key, value) in [
+            ("StringIs", "aws:ResourceTag/team", "\"a\""),
+            ("ForAllValues:StringEquals", "aws:TagKeys", "\"a\""),
+            ("StringEquals", "aws:ResourceAccount", "\"111122223333\""),
+            ("DateLessThan", "AWS:CurrentTime", "\"2030-01-01T00:00:00Z\""),
+            ("StringEquals", "team", "\"a\""),
+            ("StringEquals", "aws:ResourceTag/team", ""),
+            ("StringEquals", "aws:ResourceTag/team", "\"${aws:username}\""),
+            ("StringEquals", "aws:ResourceTag/team", "\"\u{430}\""),
+        ] {
+            assert!(one(operator, key, value).is_err(), "{operator} {key} {value}");
+        }
+        for wrong in [
+            "source_networks = [\"0.0.0.0/0\"]",
+            "source_networks = [\"203.0.113.0\"]",
+            "source_networks = [\"203.0.113.0/33\"]",
+            "pass_role_to = [\"*.amazonaws.com\"]",
+        ] {
+            assert!(with(wrong).is_err(), "{wrong}");
+        }
+        assert!(with("source_networks = [\"203.0.113.0/24\", \"2001:db8::/32\"]").is_ok());
+    }
+
+    #[test]
+    fn arns_are_in_the_scopes_account_and_regions() {
+        let queue = |arn: &str| {
+            scope("[\"sqs:GetQueueAttributes\"]", &format!("[\"{arn}\"]"), "").map(|_| ())
+        };
+        assert!(queue("arn:aws:sqs:us-east-1:111122223333:q").is_ok());
+        assert!(queue("arn:aws:sqs:*:111122223333:q").is_ok());
+        assert!(queue("arn:aws:sqs:eu-west-1:111122223333:q").unwrap_err().contains("regions"));
+        assert!(queue("arn:aws:sqs:us-east-1:444455556666:q").unwrap_err().contains("account"));
+        assert!(queue("arn:aws:sqs:us-east-1:*:q").unwrap_err().contains("account"));
+    }
+
+    #[test]
+    fn every_scope_that_does_not_load_is_named() {
+        let text = SCOPES.replace("s3:PutObject", "s3:PutObjekt");
+        let why = load(&text).unwrap_err();
+        assert_eq!(why.lines().count(), 2, "{why}");
+        assert!(why.contains("\"staging-rw\"") && why.contains("\"prod-rw\""));
     }
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use time::Duration;
 
+use crate::catalogue::environment::{Home, HomeFile};
 use crate::catalogue::{Catalogue, ScopesFile};
 use crate::policy::Policy;
 
@@ -47,6 +48,8 @@ pub struct Settings {
     /// Ed25519 private key (PKCS #8, PEM) of this installation; relative to the configuration directory.
     pub instance_key: PathBuf,
     pub aws: Aws,
+    /// What the broker itself is made of, out of every scope's reach.
+    pub home: HomeFile,
     #[serde(default)]
     pub limits: Limits,
     /// Settings that only `brokerd dev` accepts.
@@ -164,7 +167,9 @@ impl Config {
         let text = read(&path)?;
         let mut settings: Settings = parse(&path, &text)?;
         settings.instance_key = dir.join(&settings.instance_key);
-        settings.validate().map_err(|message| ConfigError::Invalid { path, message })?;
+        let invalid = |message| ConfigError::Invalid { path: path.clone(), message };
+        settings.validate().map_err(invalid)?;
+        let home = Home::build(&settings.home).map_err(invalid)?;
         let software_keys = settings.dev.is_some_and(|it| it.software_keys);
         digest.update([u8::from(software_keys)]);
 
@@ -172,7 +177,7 @@ impl Config {
         let text = read(&path)?;
         feed(&mut digest, "scopes.toml", &text);
         let scopes: ScopesFile = parse(&path, &text)?;
-        let catalogue = Catalogue::build(scopes, &text, software_keys)
+        let catalogue = Catalogue::build(scopes, &text, home, software_keys)
             .map_err(|message| ConfigError::Invalid { path, message })?;
 
         let dir = dir.join("policies");
@@ -253,7 +258,7 @@ mod tests {
         settings.validate().map(|()| settings)
     }
 
-    const GOOD: &str = "origin = \"https://broker.example\"\nlisten = \"127.0.0.1:8750\"\ninstance_key = \"k.pem\"\n[aws]\nregion = \"eu-west-1\"\n";
+    const GOOD: &str = "origin = \"https://broker.example\"\nlisten = \"127.0.0.1:8750\"\ninstance_key = \"k.pem\"\n[aws]\nregion = \"eu-west-1\"\n[home]\naccounts = [\"999999999999\"]\n";
 
     #[test]
     fn plain_http_beyond_loopback_needs_the_operators_word() {
@@ -267,7 +272,7 @@ mod tests {
     #[test]
     fn an_unknown_field_and_a_span_without_a_unit_say_where_and_what() {
         let unknown = settings(&format!("{GOOD}sts = 1\n")).unwrap_err();
-        assert!(unknown.contains("line 6") && unknown.contains("unknown field"), "{unknown}");
+        assert!(unknown.contains("line 8") && unknown.contains("unknown field"), "{unknown}");
         let span = settings(&format!("{GOOD}[limits]\nsign_within = \"30\"\n")).unwrap_err();
         assert!(span.contains("write whole seconds or more"), "{span}");
     }

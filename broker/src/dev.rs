@@ -36,7 +36,8 @@ use crate::lease::Assurance;
 use crate::{server, store};
 
 const SCOPES: &str = include_str!("../../config/scopes.toml");
-const RULES: &str = include_str!("../../config/policies/agents.cedar");
+const AGENT_RULES: &str = include_str!("../../config/policies/agents.cedar");
+const PEOPLE_RULES: &str = include_str!("../../config/policies/people.cedar");
 /// What `config/scopes.toml` says where the emulator's own external id belongs.
 const EXTERNAL_ID: &str = "external_id = \"demo\"";
 /// What a shell reads to use the stack; there while it runs.
@@ -272,14 +273,19 @@ fn write_config(
     place::make_dir(&dir.join("policies"))?;
     let settings = format!(
         "# Written at each start of `brokerd dev`.\norigin = \"{origin}\"\nlisten = \"{listen}\"\ninstance_key = \"instance.pem\"\n\n\
-         [aws]\nregion = \"{}\"\n\n[limits]\nlease_requests_per_minute = 600\npending_leases_per_agent = 200\n\
+         [aws]\nregion = \"{}\"\n\n\
+         [home]\nresources = [\"arn:aws:iam::000000000000:user/broker\", \"arn:aws:s3:::broker-*\"]\n\n[limits]\nlease_requests_per_minute = 600\npending_leases_per_agent = 200\n\
          live_leases_per_agent = 2000\nlive_leases_per_sponsor = 5000\n\n\
          # Only `brokerd dev` accepts this table: the demo people's keys are files that any program can use.\n[dev]\nsoftware_keys = true\n",
         emulator::REGION
     );
     place::write(&dir.join("broker.toml"), settings.as_bytes(), 0o600)?;
     let scopes = SCOPES.replace(EXTERNAL_ID, &format!("external_id = \"{external_id}\""));
-    let once = [("scopes.toml", scopes.as_str()), ("policies/agents.cedar", RULES)];
+    let once = [
+        ("scopes.toml", scopes.as_str()),
+        ("policies/agents.cedar", AGENT_RULES),
+        ("policies/people.cedar", PEOPLE_RULES),
+    ];
     for (name, text) in once {
         if !dir.join(name).exists() {
             place::write(&dir.join(name), text.as_bytes(), 0o600)?;

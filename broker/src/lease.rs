@@ -206,6 +206,16 @@ spelled! {
 }
 
 spelled! {
+    /// A field of a lease request that a scope can require.
+    Field {
+        Reason = "reason",
+        Rollback = "rollback",
+        Actions = "actions",
+        Resources = "resources",
+    }
+}
+
+spelled! {
     /// What a person says to a statement.
     Decision { Approve = "approve", Refuse = "refuse" }
 }

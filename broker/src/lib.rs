@@ -32,6 +32,9 @@ pub mod config;
 
 #[cfg(feature = "server")]
 pub mod arn;
+
+#[cfg(feature = "server")]
+pub mod actions;
 #[cfg(feature = "server")]
 pub mod catalogue;
 #[cfg(feature = "server")]

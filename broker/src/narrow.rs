@@ -1,22 +1,22 @@
 //! From a request to the exact `AssumeRole` input. Contained in the scope's ceiling, or refused; never trimmed. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
-use crate::arn::{Arn, ArnError};
-use crate::catalogue::{Action, SHORTEST_SESSION, Scope};
+use crate::actions;
+use crate::arn::{Arn, ArnError, minimal};
+use crate::catalogue::{SHORTEST_SESSION, Scope, ScopeAction};
 use crate::config::Span;
-use crate::lease::LeaseId;
-use crate::statement::{AssumeRole, SessionPolicy, sha256_hex};
+use crate::lease::{Field, LeaseId, Tier};
+use crate::statement::{ActionTerms, AssumeRole, session_policy, sha256_hex};
 use crate::wire::LeaseRequest;
 
 /// `API_AssumeRole`, `Policy`: at most 2,048 characters.
 const MAX_POLICY_CHARS: usize = 2048;
 const MAX_WORDS: usize = 1000;
 const MAX_SCOPE_NAME: usize = 64;
-const MAX_SIGNED_ITEMS: usize = 20;
 /// Beyond this nothing could fit the session policy; bounds what we look at.
 const MAX_ITEMS: usize = 100;
 
@@ -31,8 +31,10 @@ pub struct Holder<'a> {
 /// What a request comes to: contained in its scope, and compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Narrowed {
-    pub actions: Vec<Action>,
-    pub resources: Vec<Arn>,
+    /// Sorted; at least one.
+    pub actions: Vec<ActionTerms>,
+    /// Sorted; at least one. `*` first, if there is an action that AWS grants on nothing else.
+    pub resources: Vec<String>,
     pub window: Duration,
     pub assume_role: AssumeRole,
 }
@@ -48,14 +50,22 @@ pub enum NarrowError {
     Arn(#[from] ArnError),
     #[error("{0} was given as an empty list; leave it out for all of the scope's, or name some")]
     Empty(&'static str),
-    #[error("at most {limit} {what} fit one request")]
+    #[error("AWS cannot grant {action} on any of the resources asked for; it takes {takes}")]
+    Ungrantable { action: &'static str, takes: String },
+    #[error(
+        "AWS can grant none of the actions asked for on {0}; leave it out, or name an action that takes it"
+    )]
+    Untaken(Arn),
+    #[error("at most {limit} {what} fit one request of this scope")]
     TooMany { what: &'static str, limit: usize },
     #[error("a {0} lease names its exact actions and resources")]
-    NotNamed(crate::lease::Tier),
+    NotNamed(Tier),
     #[error("{0} has a wildcard; a signed lease names exact ARNs")]
     NotExact(Arn),
-    #[error("a signed lease needs a {0}")]
-    Missing(&'static str),
+    #[error("{0:?} has a wildcard; a signed lease names exact actions")]
+    NotExactAction(String),
+    #[error("this scope needs a request to say its {0}")]
+    Missing(Field),
     #[error("{what}: at most {limit} characters")]
     TooLong { what: &'static str, limit: usize },
     #[error("{what}: control characters cannot be part of it")]
@@ -64,10 +74,23 @@ pub enum NarrowError {
     Task(String),
     #[error("the window must be between {} and {}", Span(*shortest), Span(*longest))]
     Window { shortest: Duration, longest: Duration },
-    #[error(
-        "the session policy would take {0} characters, and AWS takes {MAX_POLICY_CHARS}; name fewer or shorter ARNs, or ask for two leases"
-    )]
-    PolicyTooLong(usize),
+    #[error(transparent)]
+    PolicyTooLong(#[from] PolicyTooLong),
+}
+
+/// The session policy has no room for what was asked. It is never widened to fit.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the session policy would take {chars} characters, and AWS takes {MAX_POLICY_CHARS}: {} too many. The {actions} actions take {action_chars}, the {resources} resources {resource_chars}. Name only those that the task needs{longest}, or ask for two leases",
+    chars - MAX_POLICY_CHARS
+)]
+pub struct PolicyTooLong {
+    pub chars: usize,
+    pub actions: usize,
+    pub action_chars: usize,
+    pub resources: usize,
+    pub resource_chars: usize,
+    longest: String,
 }
 
 /// Narrows `scope` to what `request` asks, for `holder`, as lease `id` that begins at `now`.
@@ -79,20 +102,20 @@ pub fn narrow(
     now: OffsetDateTime,
 ) -> Result<Narrowed, NarrowError> {
     check_request(request, holder.task)?;
-    check_signable(scope, request)?;
-    let actions = narrow_actions(scope, request.actions.as_deref())?;
-    let resources = narrow_resources(scope, request.resources.as_deref())?;
+    check_required(scope, request)?;
+    let (actions, resources) = fit_together(scope, request)?;
     let window = request.ttl_seconds.map_or(SHORTEST_SESSION, |it| Duration::seconds(it.into()));
     if window < SHORTEST_SESSION || scope.max_ttl < window {
         return Err(NarrowError::Window { shortest: SHORTEST_SESSION, longest: scope.max_ttl });
     }
+    let actions: Vec<_> = actions.into_iter().map(ScopeAction::terms).collect();
+    let mut resources: Vec<_> = resources.into_iter().map(|it| it.as_str().to_owned()).collect();
+    if actions.iter().any(|it| it.any_resource) && !resources.iter().any(|it| it == "*") {
+        resources.insert(0, "*".to_owned());
+    }
     // A signed lease's session begins when it is claimed, which nobody knows yet; STS ends it after its duration.
     let ends_at = scope.tier.is_unsigned().then(|| now + window);
-    let policy = session_policy(scope, &actions, &resources, ends_at);
-    let chars = policy.chars().count();
-    if MAX_POLICY_CHARS < chars {
-        return Err(NarrowError::PolicyTooLong(chars));
-    }
+    let policy = compile(scope, &actions, &resources, ends_at)?;
     let tags = BTreeMap::from([
         ("broker:agent".to_owned(), holder.agent.to_owned()),
         ("broker:scope".to_owned(), scope.name.clone()),
@@ -149,80 +172,185 @@ fn check_names(what: &'static str, names: &[String], limit: usize) -> Result<(),
     Ok(())
 }
 
-/// What a signer must be given.
-fn check_signable(scope: &Scope, request: &LeaseRequest) -> Result<(), NarrowError> {
-    for (what, text) in [("reason", &request.reason), ("rollback", &request.rollback)] {
-        if !scope.tier.is_unsigned() && text.as_deref().unwrap_or_default().trim().is_empty() {
-            return Err(NarrowError::Missing(what));
+/// What a signer must be given, and what the scope requires besides.
+fn check_required(scope: &Scope, request: &LeaseRequest) -> Result<(), NarrowError> {
+    let blank = |text: &Option<String>| text.as_deref().unwrap_or_default().trim().is_empty();
+    let missing = |field: &Field| match field {
+        Field::Reason => blank(&request.reason),
+        Field::Rollback => blank(&request.rollback),
+        Field::Actions => request.actions.is_none(),
+        Field::Resources => request.resources.is_none(),
+    };
+    let signed: &[Field] =
+        if scope.tier.is_unsigned() { &[] } else { &[Field::Reason, Field::Rollback] };
+    match signed.iter().chain(&scope.require).find(|it| missing(it)) {
+        Some(field) => Err(NarrowError::Missing(*field)),
+        None => Ok(()),
+    }
+}
+
+/// The scope's actions and resources that are asked for, each of which AWS can grant on one of the others.
+///
+/// What is named must fit. Of what is left out, and so means the whole ceiling, only what fits is taken.
+fn fit_together<'a>(
+    scope: &'a Scope,
+    request: &LeaseRequest,
+) -> Result<(Vec<&'a ScopeAction>, Vec<Arn>), NarrowError> {
+    let signed = !scope.tier.is_unsigned();
+    check_list("actions", request.actions.as_deref(), scope.max_actions)?;
+    check_list("resources", request.resources.as_deref(), scope.max_resources)?;
+    let named = match &request.actions {
+        Some(texts) => Some(named_actions(scope, texts, signed)?),
+        None if signed => return Err(NarrowError::NotNamed(scope.tier)),
+        None => None,
+    };
+    let asked: Vec<&ScopeAction> = named.clone().unwrap_or_else(|| scope.actions.iter().collect());
+    let takes_resources = asked.iter().any(|it| it.action.takes_resources());
+    let arns = match &request.resources {
+        Some(texts) => Some(named_resources(scope, texts, &asked, signed)?),
+        None if signed && takes_resources => return Err(NarrowError::NotNamed(scope.tier)),
+        None => None,
+    };
+
+    let all = arns.as_deref().unwrap_or(&scope.resources);
+    let fits = |it: &ScopeAction| {
+        !it.action.takes_resources() || all.iter().any(|arn| it.action.fits(arn))
+    };
+    if named.is_some()
+        && let Some(it) = asked.iter().find(|it| !fits(it))
+    {
+        let action = it.action;
+        return Err(NarrowError::Ungrantable { action: action.name, takes: action.takes() });
+    }
+    let actions: Vec<_> = match (&named, &arns) {
+        (None, Some(_)) => asked.into_iter().filter(|it| fits(it)).collect(),
+        _ => asked,
+    };
+    let taken = |arn: &&Arn| actions.iter().any(|it| it.action.fits(arn));
+    let Some(arns) = arns else {
+        let arns = scope.resources.iter().filter(taken).cloned().collect();
+        return Ok((actions, arns));
+    };
+    if let Some(arn) = arns.iter().find(|it| !taken(it)) {
+        return Err(NarrowError::Untaken(arn.clone()));
+    }
+    Ok((actions, arns))
+}
+
+/// The actions named, wildcards expanded; each must be in the scope.
+fn named_actions<'a>(
+    scope: &'a Scope,
+    texts: &[String],
+    signed: bool,
+) -> Result<Vec<&'a ScopeAction>, NarrowError> {
+    let mut named = BTreeMap::new();
+    for text in texts {
+        let outside = || NarrowError::Action(text.clone());
+        if !text.contains(['*', '?']) {
+            let it = scope.action(text).ok_or_else(outside)?;
+            named.insert(it.name(), it);
+            continue;
+        }
+        if signed {
+            return Err(NarrowError::NotExactAction(text.clone()));
+        }
+        let mut found = actions::matching(text).peekable();
+        found.peek().ok_or_else(outside)?;
+        for action in found {
+            let it = scope
+                .action(action.name)
+                .ok_or_else(|| NarrowError::Action(format!("{} (of {text})", action.name)))?;
+            named.insert(it.name(), it);
         }
     }
-    Ok(())
+    Ok(named.into_values().collect())
 }
 
-fn narrow_actions(scope: &Scope, asked: Option<&[String]>) -> Result<Vec<Action>, NarrowError> {
-    let Some(asked) = check_list(scope, "actions", asked)? else {
-        return Ok(scope.actions.clone());
-    };
-    let find = |name: &String| {
-        let within = scope.actions.iter().find(|it| it.name.eq_ignore_ascii_case(name));
-        within.cloned().ok_or_else(|| NarrowError::Action(name.clone()))
-    };
-    let mut actions = asked.iter().map(find).collect::<Result<Vec<_>, _>>()?;
-    actions.sort();
-    actions.dedup();
-    Ok(actions)
-}
-
-fn narrow_resources(scope: &Scope, asked: Option<&[String]>) -> Result<Vec<Arn>, NarrowError> {
-    let Some(asked) = check_list(scope, "resources", asked)? else {
-        return Ok(scope.resources.clone());
-    };
-    let mut resources = Vec::with_capacity(asked.len());
-    for text in asked {
+/// The ARNs named, without those that others contain; each must be within the scope's.
+fn named_resources(
+    scope: &Scope,
+    texts: &[String],
+    asked: &[&ScopeAction],
+    signed: bool,
+) -> Result<Vec<Arn>, NarrowError> {
+    let mut arns = BTreeSet::new();
+    for text in texts {
         let arn = Arn::parse(text)?;
         if !scope.resources.iter().any(|it| it.contains(&arn)) {
+            // It says what an action that AWS grants on `*` only says by itself.
+            if arn.is_any() && asked.iter().any(|it| !it.action.takes_resources()) {
+                continue;
+            }
             return Err(NarrowError::Resource(arn));
         }
-        if !scope.tier.is_unsigned() && !arn.is_exact() {
+        if signed && !arn.is_exact() {
             return Err(NarrowError::NotExact(arn));
         }
-        resources.push(arn);
+        arns.insert(arn);
     }
-    resources.sort();
-    resources.dedup();
-    Ok(resources)
+    Ok(minimal(arns.into_iter().collect()))
 }
 
-/// `None` is the whole ceiling, which only an unsigned lease may have.
-fn check_list<'a>(
-    scope: &Scope,
-    what: &'static str,
-    asked: Option<&'a [String]>,
-) -> Result<Option<&'a [String]>, NarrowError> {
-    let signed = !scope.tier.is_unsigned();
-    let limit = if signed { MAX_SIGNED_ITEMS } else { MAX_ITEMS };
+fn check_list(what: &'static str, asked: Option<&[String]>, limit: u16) -> Result<(), NarrowError> {
+    let limit = usize::from(limit);
     match asked {
-        None if signed => Err(NarrowError::NotNamed(scope.tier)),
         Some([]) => Err(NarrowError::Empty(what)),
         Some(list) if limit < list.len() => Err(NarrowError::TooMany { what, limit }),
-        list => Ok(list),
+        _ => Ok(()),
     }
 }
 
 /// The session policy as it is sent.
-fn session_policy(
+fn compile(
     scope: &Scope,
-    actions: &[Action],
-    resources: &[Arn],
+    actions: &[ActionTerms],
+    resources: &[String],
     ends_at: Option<OffsetDateTime>,
-) -> String {
+) -> Result<String, PolicyTooLong> {
     let ends_at = ends_at.map(|it| {
         let whole = it.replace_nanosecond(0).expect("zero is a nanosecond");
         whole.format(&Rfc3339).expect("a year of four digits")
     });
-    let actions = actions.iter().map(|it| it.name.to_owned()).collect();
-    let resources = resources.iter().map(ToString::to_string).collect();
-    SessionPolicy::new(actions, resources, &scope.account, ends_at).text()
+    let Scope { account, conditions, .. } = scope;
+    let policy = session_policy(actions, resources, account, conditions, ends_at.as_deref());
+    let chars = policy.chars().count();
+    if chars <= MAX_POLICY_CHARS {
+        return Ok(policy);
+    }
+    let names: Vec<_> = actions.iter().map(|it| it.action.as_str()).collect();
+    let arns: Vec<_> = resources.iter().map(String::as_str).collect();
+    Err(PolicyTooLong {
+        chars,
+        actions: names.len(),
+        action_chars: total_chars(&names),
+        resources: arns.len(),
+        resource_chars: total_chars(&arns),
+        longest: suggestion(&names, &arns, chars - MAX_POLICY_CHARS),
+    })
+}
+
+/// With quotes and commas.
+fn total_chars(list: &[&str]) -> usize {
+    list.iter().map(|it| it.chars().count() + 3).sum()
+}
+
+/// The fewest items, the longest first, that make room for `excess` characters; nothing when they are too many to say.
+fn suggestion(actions: &[&str], resources: &[&str], excess: usize) -> String {
+    const MOST: usize = 5;
+    let longer = if total_chars(actions) < total_chars(resources) { resources } else { actions };
+    let mut list = longer.to_vec();
+    list.sort_by_key(|it| std::cmp::Reverse(it.len()));
+    let mut room = 0;
+    let enough = list.iter().take_while(|it| {
+        let more = room < excess;
+        room += it.chars().count() + 3;
+        more
+    });
+    let drop: Vec<_> = enough.copied().collect();
+    if room < excess || drop.len() == list.len() || MOST < drop.len() {
+        return String::new();
+    }
+    format!(" (without {} it fits)", drop.join(" and "))
 }
 
 #[cfg(test)]
@@ -258,7 +386,7 @@ mod tests {
         let narrowed = run(&ask("staging-rw", None, None)).unwrap();
         assert_eq!(
             narrowed.assume_role.policy,
-            r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:DeleteObject","s3:GetObject","s3:ListBucket","s3:PutObject"],"Resource":["arn:aws:s3:::staging-app","arn:aws:s3:::staging-app/*"],"Condition":{"DateLessThan":{"aws:CurrentTime":"2026-01-01T12:15:00Z"},"StringEquals":{"aws:ResourceAccount":"111122223333"}}}]}"#
+            r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:DeleteObject","s3:GetObject","s3:ListBucket","s3:PutObject"],"Resource":["arn:aws:s3:::staging-app","arn:aws:s3:::staging-app/*"],"Condition":{"DateLessThan":{"aws:CurrentTime":"2026-01-01T12:15:00Z"},"StringEquals":{"aws:RequestedRegion":"us-east-1","aws:ResourceAccount":"111122223333"}}}]}"#
         );
         assert_eq!(narrowed.assume_role.duration_seconds, 900);
         assert_eq!(narrowed.assume_role.tags["broker:sponsor"], "alice");
@@ -290,10 +418,17 @@ mod tests {
         ] {
             assert_eq!(resource(outside), NarrowError::Resource(Arn::parse(outside).unwrap()));
         }
-        assert!(matches!(resource("*"), NarrowError::Arn(_)));
+        assert_eq!(resource("*"), NarrowError::Resource(Arn::any()));
         let action = |text: &str| run(&ask("staging-rw", Some(&[text]), None)).unwrap_err();
-        for outside in ["s3:PutBucketPolicy", "s3:*", "*", "s3:GetObject ", "s3:Get\u{41e}bject"] {
+        for outside in
+            ["s3:PutBucketPolicy", "s3:Nothing*", "", "s3:GetObject ", "s3:Get\u{41e}bject"]
+        {
             assert_eq!(action(outside), NarrowError::Action(outside.into()));
+        }
+        for outside in ["s3:*", "*", "*:*", "s3:*Object"] {
+            assert!(
+                matches!(action(outside), NarrowError::Action(it) if it.ends_with(&format!("(of {outside})")))
+            );
         }
         assert_eq!(
             run(&ask("staging-rw", Some(&[]), None)).unwrap_err(),
@@ -321,9 +456,150 @@ mod tests {
         let wild = ask("prod-rw", Some(&["s3:PutObject"]), Some(&["arn:aws:s3:::prod-app/*"]));
         assert!(matches!(run(&wild), Err(NarrowError::NotExact(_))));
         let blank = LeaseRequest { rollback: Some("  ".into()), ..exact.clone() };
-        assert_eq!(run(&blank), Err(NarrowError::Missing("rollback")));
+        assert_eq!(run(&blank), Err(NarrowError::Missing(Field::Rollback)));
         let silent = LeaseRequest { reason: None, ..exact };
-        assert_eq!(run(&silent), Err(NarrowError::Missing("reason")));
+        assert_eq!(run(&silent), Err(NarrowError::Missing(Field::Reason)));
+    }
+
+    fn scope(more: &str) -> Scope {
+        let (head, _) = SCOPES.split_once("[[scope]]").unwrap();
+        let text = format!(
+            "{head}[[scope]]\nname = \"s\"\ndescription = \"\"\naccount = \"111122223333\"\nregions = [\"us-east-1\", \"eu-west-1\"]\nrole = \"r\"\n{more}\n"
+        );
+        load(&text).unwrap().scope("s").unwrap().clone()
+    }
+
+    fn within(scope: &Scope, request: &LeaseRequest) -> Result<Narrowed, NarrowError> {
+        narrow(scope, request, HOLDER, LeaseId(Uuid::nil()), NOW)
+    }
+
+    #[test]
+    fn what_is_named_must_fit_and_of_what_is_left_out_only_what_fits_is_taken() {
+        let object = "arn:aws:s3:::staging-app/a";
+        let on_object = run(&ask("staging-rw", None, Some(&[object]))).unwrap();
+        let names: Vec<_> = on_object.actions.iter().map(|it| it.action.as_str()).collect();
+        assert_eq!(names, ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"]);
+        let listing = run(&ask("staging-rw", Some(&["s3:ListBucket"]), None)).unwrap();
+        assert_eq!(listing.resources, ["arn:aws:s3:::staging-app"]);
+        let never = run(&ask("staging-rw", Some(&["s3:ListBucket"]), Some(&[object])));
+        assert!(matches!(never, Err(NarrowError::Ungrantable { action: "s3:ListBucket", .. })));
+        let bucket = "arn:aws:s3:::staging-app";
+        let spare = run(&ask("staging-rw", Some(&["s3:GetObject"]), Some(&[bucket, object])));
+        assert_eq!(spare, Err(NarrowError::Untaken(Arn::parse(bucket).unwrap())));
+    }
+
+    #[test]
+    fn an_arn_within_another_is_left_out() {
+        let asked = [
+            "arn:aws:s3:::staging-app/*",
+            "arn:aws:s3:::staging-app/a",
+            "arn:aws:s3:::staging-app/b*",
+        ];
+        let narrowed = run(&ask("staging-rw", Some(&["s3:GetObject"]), Some(&asked))).unwrap();
+        assert_eq!(narrowed.resources, ["arn:aws:s3:::staging-app/*"]);
+    }
+
+    #[test]
+    fn a_wildcard_in_a_request_stands_for_actions_of_the_ceiling_or_is_refused() {
+        let scope = scope(
+            "actions = [\"s3:ListBucket\", \"s3:ListBucketVersions\"]\nresources = [\"arn:aws:s3:::staging-app\"]",
+        );
+        let two =
+            within(&scope, &ask("s", Some(&["s3:listbucketv*", "s3:ListBucket"]), None)).unwrap();
+        assert_eq!(two.actions.len(), 2);
+        let more = within(&scope, &ask("s", Some(&["s3:ListBucket*"]), None));
+        assert!(matches!(more, Err(NarrowError::Action(_))), "{more:?}");
+        let wild = ask("prod-rw", Some(&["s3:PutObjec?"]), Some(&["arn:aws:s3:::prod-app/x"]));
+        assert_eq!(run(&wild), Err(NarrowError::NotExactAction("s3:PutObjec?".into())));
+    }
+
+    #[test]
+    fn what_aws_grants_on_nothing_but_everything_has_a_statement_of_its_own() {
+        let scope = scope(
+            "actions = [\"s3:ListAllMyBuckets\", \"sqs:ListQueues\", \"s3:ListBucket\"]\nresources = [\"arn:aws:s3:::staging-app\"]",
+        );
+        let all = within(&scope, &ask("s", None, None)).unwrap();
+        assert_eq!(all.resources, ["*", "arn:aws:s3:::staging-app"]);
+        let policy: serde_json::Value = serde_json::from_str(&all.assume_role.policy).unwrap();
+        let statements = policy["Statement"].as_array().unwrap();
+        let of = |action: &str| {
+            let found = statements
+                .iter()
+                .find(|it| it["Action"].as_array().unwrap().iter().any(|it| it == action));
+            found.unwrap().clone()
+        };
+        assert_eq!(
+            of("s3:ListBucket")["Resource"],
+            serde_json::json!(["arn:aws:s3:::staging-app"])
+        );
+        assert_eq!(of("sqs:ListQueues")["Resource"], serde_json::json!(["*"]));
+        let condition = &of("s3:ListBucket")["Condition"];
+        assert_eq!(
+            condition["StringEquals"]["aws:RequestedRegion"],
+            serde_json::json!(["us-east-1", "eu-west-1"])
+        );
+        // It is a global action, and its requests go to one Region whatever the caller's.
+        assert!(!of("s3:ListAllMyBuckets").to_string().contains("RequestedRegion"));
+        let again = ask("s", Some(&["s3:ListAllMyBuckets", "sqs:ListQueues"]), Some(&["*"]));
+        assert_eq!(within(&scope, &again).unwrap().resources, ["*"]);
+    }
+
+    #[test]
+    fn the_ceilings_conditions_are_always_carried_over() {
+        let scope = scope(
+            "actions = [\"s3:ListBucket\", \"iam:GetAccountSummary\"]\nresources = [\"arn:aws:s3:::staging-app\"]\nsecure_transport = true\n\
+             source_networks = [\"203.0.113.0/24\"]\nconditions = [{ operator = \"StringLike\", key = \"aws:PrincipalTag/x\", values = [\"a*\"] }]",
+        );
+        let narrowed = within(&scope, &ask("s", None, None)).unwrap();
+        let policy: serde_json::Value = serde_json::from_str(&narrowed.assume_role.policy).unwrap();
+        let (allow, deny): (Vec<_>, Vec<_>) =
+            policy["Statement"].as_array().unwrap().iter().partition(|it| it["Effect"] == "Allow");
+        assert_eq!((allow.len(), deny.len()), (2, 1));
+        for statement in allow {
+            let condition = &statement["Condition"];
+            assert_eq!(condition["Bool"]["aws:SecureTransport"], "true");
+            assert_eq!(condition["StringLike"]["aws:PrincipalTag/x"], "a*");
+            assert_eq!(condition["DateLessThan"]["aws:CurrentTime"], "2026-01-01T12:15:00Z");
+            let global = statement["Action"] == serde_json::json!(["iam:GetAccountSummary"]);
+            assert_eq!(condition["StringEquals"]["aws:RequestedRegion"].is_null(), global);
+        }
+        assert_eq!(
+            deny[0]["Condition"],
+            serde_json::json!({
+                "BoolIfExists": { "aws:ViaAWSService": "false" },
+                "NotIpAddress": { "aws:SourceIp": "203.0.113.0/24" },
+            })
+        );
+    }
+
+    #[test]
+    fn a_scope_says_what_a_request_must_say_and_how_much_it_may() {
+        let scope = scope(
+            "actions = [\"s3:ListBucket\"]\nresources = [\"arn:aws:s3:::staging-*\"]\nrequire = [\"reason\", \"resources\"]\nmax_resources = 1",
+        );
+        let named = ask("s", None, Some(&["arn:aws:s3:::staging-a"]));
+        assert!(within(&scope, &named).is_ok());
+        let silent = LeaseRequest { reason: None, ..named.clone() };
+        assert_eq!(within(&scope, &silent), Err(NarrowError::Missing(Field::Reason)));
+        assert_eq!(
+            within(&scope, &ask("s", None, None)),
+            Err(NarrowError::Missing(Field::Resources))
+        );
+        let two = ask("s", None, Some(&["arn:aws:s3:::staging-a", "arn:aws:s3:::staging-b"]));
+        assert_eq!(within(&scope, &two), Err(NarrowError::TooMany { what: "resources", limit: 1 }));
+    }
+
+    #[test]
+    fn a_policy_that_is_too_long_says_what_to_leave_out() {
+        let long = format!("arn:aws:s3:::staging-app/{}", "x".repeat(900));
+        let longer = format!("arn:aws:s3:::staging-app/{}", "y".repeat(1000));
+        let asked = ["arn:aws:s3:::staging-app/a", &long, &longer];
+        let error = run(&ask("staging-rw", Some(&["s3:GetObject"]), Some(&asked))).unwrap_err();
+        let NarrowError::PolicyTooLong(error) = error else { panic!("{error}") };
+        let words = error.to_string();
+        assert!(words.contains(&format!("(without {longer} it fits)")), "{words}");
+        let fits = ["arn:aws:s3:::staging-app/a", &long];
+        assert!(run(&ask("staging-rw", Some(&["s3:GetObject"]), Some(&fits))).is_ok());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::lease::{ActionClass, Tier};
-use crate::statement::Sealed;
+use crate::statement::{Conditions, Sealed};
 
 /// So many lines of the agent's words are shown: they must not push the rest off the screen.
 const MAX_LINES: usize = 12;
@@ -32,7 +32,10 @@ pub fn statement(sealed: &Sealed) -> String {
         line("set off by", &name(actor));
     }
     line("account", &format!("{} ({})", name(&terms.account.alias), name(&terms.account.id)));
-    line("where", &format!("{}, {}", terms.environment, name(&terms.region)));
+    line(
+        "where",
+        &format!("{}, {}", terms.environment, name(&terms.conditions.regions.join(", "))),
+    );
     line(
         "tier",
         &format!(
@@ -45,10 +48,15 @@ pub fn statement(sealed: &Sealed) -> String {
     line("role", &name(&role.role_arn));
     for (at, action) in terms.actions.iter().enumerate() {
         let label = if at == 0 { "may do" } else { "" };
-        line(label, &format!("{:<28} {}", name(&action.action), action.class.plain()));
+        let on = if action.any_resource { ", on ANYTHING in the account" } else { "" };
+        line(label, &format!("{:<28} {}{on}", name(&action.action), action.class.plain()));
     }
-    for (at, resource) in terms.resources.iter().enumerate() {
+    let arns = terms.resources.iter().filter(|it| it.as_str() != "*");
+    for (at, resource) in arns.enumerate() {
         line(if at == 0 { "on" } else { "" }, &name(resource));
+    }
+    for held in held_to(&terms.conditions) {
+        line("only", &held);
     }
     line("how often", &format!("any parameters, any number of times, for {minutes} minutes"));
     line("needs", &format!("{} of {}", terms.signers.needed, terms.signers.eligible.join(", ")));
@@ -70,6 +78,25 @@ pub fn statement(sealed: &Sealed) -> String {
         out.push_str("\n  This DESTROYS something. There may be no way back.\n");
     }
     out
+}
+
+/// What the calls are held to, a line each.
+fn held_to(conditions: &Conditions) -> Vec<String> {
+    let list = |it: &[String]| it.iter().map(|it| name(it)).collect::<Vec<_>>().join(", ");
+    let mut lines = Vec::new();
+    if conditions.secure_transport {
+        lines.push("over TLS".to_owned());
+    }
+    if !conditions.source_networks.is_empty() {
+        lines.push(format!("from {}, or by AWS services", list(&conditions.source_networks)));
+    }
+    if !conditions.pass_role_to.is_empty() {
+        lines.push(format!("iam:PassRole to {}", list(&conditions.pass_role_to)));
+    }
+    for it in &conditions.more {
+        lines.push(format!("{} {}: {}", name(&it.operator), name(&it.key), list(&it.values)));
+    }
+    lines
 }
 
 /// The agent's words, line by line, in a box that says whose they are.

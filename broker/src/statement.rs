@@ -103,6 +103,7 @@ pub struct LeaseTerms {
     pub assume_role: AssumeRole,
     pub actions: Vec<ActionTerms>,
     pub resources: Vec<String>,
+    pub conditions: Conditions,
     pub signers: Signers,
     pub rules: Rules,
     #[serde(with = "time::serde::rfc3339")]
@@ -152,6 +153,20 @@ pub struct Account {
 pub struct ActionTerms {
     pub action: String,
     pub class: ActionClass,
+    /// AWS grants it on `*` only, whatever the resources say.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub any_resource: bool,
+    /// It is not bound to a Region: a global service's.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub any_region: bool,
+    /// Its requests do not say whose resource they are about, so no condition can demand it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub any_account: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(it: &bool) -> bool {
+    !it
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,52 +204,185 @@ pub struct AssumeRole {
     pub source_identity: String,
 }
 
-/// An IAM policy of the one form that we send: one statement, in a fixed order.
+/// What every use of a lease is held to, besides its actions and resources.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "PascalCase")]
-pub struct SessionPolicy {
-    version: String,
-    statement: [PolicyStatement; 1],
+#[serde(deny_unknown_fields)]
+pub struct Conditions {
+    /// Where calls may go. Calls of global services are free of it: AWS has them all in one Region.
+    pub regions: Vec<String>,
+    /// Calls must come over TLS.
+    pub secure_transport: bool,
+    /// CIDR blocks that calls must come from, unless an AWS service makes them in the holder's name. Empty: anywhere.
+    pub source_networks: Vec<String>,
+    /// The services that `iam:PassRole` may pass a role to.
+    pub pass_role_to: Vec<String>,
+    /// Whatever else the scope demands, sorted.
+    pub more: Vec<Condition>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "PascalCase")]
-struct PolicyStatement {
-    effect: String,
-    action: Vec<String>,
-    resource: Vec<String>,
-    /// Operator → key → value. Sorted, so that the same request always gives the same text.
-    condition: BTreeMap<String, BTreeMap<String, String>>,
+/// One line of an IAM policy's `Condition`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Condition {
+    pub operator: String,
+    pub key: String,
+    pub values: Vec<String>,
 }
 
-impl SessionPolicy {
-    /// Allows `actions` on `resources` of `account`, until `ends_at` (RFC 3339) if that is given.
-    pub fn new(
-        actions: Vec<String>,
-        resources: Vec<String>,
-        account: &str,
-        ends_at: Option<String>,
-    ) -> Self {
-        let one = |key: &str, value: String| BTreeMap::from([(key.to_owned(), value)]);
-        // S3's ARNs name no account: without this, a bucket of that name in any account would do.
-        let account = one("aws:ResourceAccount", account.to_owned());
-        let mut condition = BTreeMap::from([("StringEquals".to_owned(), account)]);
-        if let Some(ends_at) = ends_at {
-            condition.insert("DateLessThan".to_owned(), one("aws:CurrentTime", ends_at));
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Policy<'a> {
+    version: &'static str,
+    statement: Vec<PolicyStatement<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PolicyStatement<'a> {
+    effect: &'static str,
+    action: Vec<&'a str>,
+    resource: Vec<&'a str>,
+    /// Operator → key → values. Sorted, so that the same request always gives the same text.
+    condition: ConditionBlock<'a>,
+}
+
+type ConditionBlock<'a> = BTreeMap<&'a str, BTreeMap<&'a str, Values<'a>>>;
+
+/// Written as a string if it is one value: characters are dear.
+struct Values<'a>(Vec<&'a str>);
+
+impl Serialize for Values<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [one] => one.serialize(serializer),
+            many => many.serialize(serializer),
         }
-        let statement = PolicyStatement {
-            effect: "Allow".to_owned(),
-            action: actions,
-            resource: resources,
-            condition,
-        };
-        Self { version: "2012-10-17".to_owned(), statement: [statement] }
     }
+}
 
-    /// The text that is sent: without white space.
-    pub fn text(&self) -> String {
-        serde_json::to_string(self).expect("strings serialize")
+/// What actions have in common when one policy statement can hold them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Together {
+    on: On,
+    any_region: bool,
+    any_account: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum On {
+    Resources,
+    /// `iam:PassRole`, which has a condition of its own.
+    Roles,
+    /// AWS grants them on `*` only.
+    Anything,
+}
+
+/// The IAM policy that allows `actions` on `resources` of `account` under `conditions`, until `ends_at` (RFC 3339) if
+/// that is given. The same input, in any order, always gives the same text.
+///
+/// S3's ARNs name no account: without `aws:ResourceAccount`, a bucket of that name in any account would do. Among
+/// `resources`, `*` beside ARNs only stands for what is granted on nothing else.
+pub fn session_policy(
+    actions: &[ActionTerms],
+    resources: &[String],
+    account: &str,
+    conditions: &Conditions,
+    ends_at: Option<&str>,
+) -> String {
+    let mut together: BTreeMap<Together, Vec<&str>> = BTreeMap::new();
+    for action in actions {
+        let key = Together {
+            on: match action.action.as_str() {
+                _ if action.any_resource => On::Anything,
+                "iam:PassRole" => On::Roles,
+                _ => On::Resources,
+            },
+            any_region: action.any_region,
+            any_account: action.any_account,
+        };
+        together.entry(key).or_default().push(&action.action);
     }
+    let mut statement: Vec<_> = together
+        .into_iter()
+        .map(|(key, mut action)| {
+            action.sort_unstable();
+            action.dedup();
+            PolicyStatement {
+                effect: "Allow",
+                action,
+                resource: on(key.on, resources),
+                condition: condition(key, account, conditions, ends_at),
+            }
+        })
+        .collect();
+    if !conditions.source_networks.is_empty() {
+        statement.push(outside(&conditions.source_networks));
+    }
+    serde_json::to_string(&Policy { version: "2012-10-17", statement }).expect("strings serialize")
+}
+
+fn on(on: On, resources: &[String]) -> Vec<&str> {
+    let all = resources.iter().map(String::as_str);
+    let mut list: Vec<_> = match on {
+        On::Anything => vec!["*"],
+        On::Roles => all.filter(|it| it.starts_with("arn:aws:iam:")).collect(),
+        On::Resources => all.filter(|it| resources.len() == 1 || *it != "*").collect(),
+    };
+    list.sort_unstable();
+    list.dedup();
+    list
+}
+
+fn condition<'a>(
+    key: Together,
+    account: &'a str,
+    conditions: &'a Conditions,
+    ends_at: Option<&'a str>,
+) -> ConditionBlock<'a> {
+    let mut condition = ConditionBlock::new();
+    let mut demand = |operator, key, values| {
+        condition.entry(operator).or_default().insert(key, Values(values));
+    };
+    if !key.any_account {
+        // What takes no ARN acts in the caller's account; some of it says so, and then it has to be right.
+        let operator = if key.on == On::Anything { "StringEqualsIfExists" } else { "StringEquals" };
+        demand(operator, "aws:ResourceAccount", vec![account]);
+    }
+    if !key.any_region {
+        demand("StringEquals", "aws:RequestedRegion", strings(&conditions.regions));
+    }
+    if conditions.secure_transport {
+        demand("Bool", "aws:SecureTransport", vec!["true"]);
+    }
+    if let Some(ends_at) = ends_at {
+        demand("DateLessThan", "aws:CurrentTime", vec![ends_at]);
+    }
+    if key.on == On::Roles {
+        demand("StringEquals", "iam:PassedToService", strings(&conditions.pass_role_to));
+    }
+    for Condition { operator, key, values } in &conditions.more {
+        demand(operator, key, strings(values));
+    }
+    condition
+}
+
+/// Refuses calls from elsewhere. Absent keys count as elsewhere: a call through a VPC endpoint has no public address,
+/// and one that does not say whether a service made it was not made by one.
+fn outside(networks: &[String]) -> PolicyStatement<'_> {
+    let one = |key, values| BTreeMap::from([(key, Values(values))]);
+    PolicyStatement {
+        effect: "Deny",
+        action: vec!["*"],
+        resource: vec!["*"],
+        condition: BTreeMap::from([
+            ("BoolIfExists", one("aws:ViaAWSService", vec!["false"])),
+            ("NotIpAddress", one("aws:SourceIp", strings(networks))),
+        ]),
+    }
+}
+
+fn strings(list: &[String]) -> Vec<&str> {
+    list.iter().map(String::as_str).collect()
 }
 
 /// A statement as stored: the bytes, and what follows from them.
@@ -290,14 +438,22 @@ impl Sealed {
             return Err(StatementError::Contradiction("source_identity is not the lease id"));
         }
         // What the signer is shown is what AWS gets: the policy says the same as the lists, and nothing else.
-        let shown = SessionPolicy::new(
-            terms.actions.iter().map(|it| it.action.clone()).collect(),
-            terms.resources.clone(),
-            &terms.account.id,
-            None,
-        );
-        if role.policy != shown.text() {
+        let (actions, resources) = (&terms.actions, &terms.resources);
+        let shown = session_policy(actions, resources, &terms.account.id, &terms.conditions, None);
+        if role.policy != shown {
             return Err(StatementError::Contradiction("the policy is not what the lists say"));
+        }
+        if actions.is_empty() || resources.is_empty() {
+            return Err(StatementError::Contradiction("it names nothing"));
+        }
+        let wild = |it: &str| it != "*" && it.contains(['*', '?']);
+        if actions.iter().any(|it| it.action == "*" || wild(&it.action))
+            || resources.iter().any(|it| wild(it))
+            || (resources.iter().any(|it| it == "*") && !actions.iter().any(|it| it.any_resource))
+        {
+            return Err(StatementError::Contradiction(
+                "a signed request names nothing by wildcard",
+            ));
         }
         if !role.role_arn.starts_with(&format!("arn:aws:iam::{}:role/", terms.account.id)) {
             return Err(StatementError::Contradiction("the role is in another account"));
@@ -377,10 +533,22 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn terms() -> LeaseTerms {
-        let (action, resource) = ("s3:PutObject", "arn:aws:s3:::prod-app-data/config.json");
-        let policy =
-            SessionPolicy::new(vec![action.into()], vec![resource.into()], "000000000000", None)
-                .text();
+        let actions = vec![ActionTerms {
+            action: "s3:PutObject".into(),
+            class: ActionClass::Review,
+            any_resource: false,
+            any_region: false,
+            any_account: false,
+        }];
+        let resources = vec!["arn:aws:s3:::prod-app-data/config.json".into()];
+        let conditions = Conditions {
+            regions: vec!["us-east-1".into()],
+            secure_transport: true,
+            source_networks: vec![],
+            pass_role_to: vec![],
+            more: vec![],
+        };
+        let policy = session_policy(&actions, &resources, "000000000000", &conditions, None);
         let lease_id = LeaseId(Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0001));
         LeaseTerms {
             broker: Issuer { origin: "http://localhost:8750".into(), instance_key: "kid".into() },
@@ -409,11 +577,9 @@ pub(crate) mod tests {
                 tags: BTreeMap::from([("broker:scope".into(), "prod-rw".into())]),
                 source_identity: lease_id.to_string(),
             },
-            actions: vec![ActionTerms {
-                action: "s3:PutObject".into(),
-                class: ActionClass::Review,
-            }],
-            resources: vec!["arn:aws:s3:::prod-app-data/config.json".into()],
+            actions,
+            resources,
+            conditions,
             signers: Signers {
                 eligible: vec!["bob".into(), "carol".into()],
                 needed: 1,
@@ -460,13 +626,26 @@ pub(crate) mod tests {
         policy.assume_role.policy.push(' ');
         let mut identity = terms();
         identity.assume_role.source_identity = "somebody".into();
+        let seal_as_is = |mut it: LeaseTerms| {
+            let LeaseTerms { actions, resources, conditions, .. } = &it;
+            it.assume_role.policy =
+                session_policy(actions, resources, "000000000000", conditions, None);
+            it.assume_role.policy_sha256 = sha256_hex(it.assume_role.policy.as_bytes());
+            it
+        };
+        let mut wild_action = terms();
+        wild_action.actions[0].action = "s3:*".into();
+        let mut wild_resource = terms();
+        wild_resource.resources = vec!["arn:aws:s3:::prod-*".into()];
+        let mut anything = terms();
+        anything.resources = vec!["*".into()];
         let mut wider = terms();
-        wider.assume_role.policy =
-            SessionPolicy::new(vec!["s3:*".into()], vec!["*".into()], "000000000000", None).text();
+        wider.assume_role.policy = wider.assume_role.policy.replace("config.json", "*");
         wider.assume_role.policy_sha256 = sha256_hex(wider.assume_role.policy.as_bytes());
         let mut elsewhere = terms();
         elsewhere.assume_role.role_arn = "arn:aws:iam::111111111111:role/admin".into();
-        for it in [policy, identity, wider, elsewhere] {
+        let wild = [wild_action, wild_resource, anything].map(seal_as_is);
+        for it in [policy, identity, wider, elsewhere].into_iter().chain(wild) {
             assert!(matches!(Sealed::new(it), Err(StatementError::Contradiction(_))));
         }
     }

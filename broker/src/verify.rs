@@ -49,6 +49,8 @@ pub enum Rejection {
     Actor,
     #[error("this person may not sign for this scope")]
     NotEligible,
+    #[error("the rules do not let this person decide about it")]
+    ForbiddenByRule,
     #[error("this person has signed already")]
     AlreadySigned,
     #[error("the time to sign is over")]
@@ -76,6 +78,7 @@ impl Rejection {
             Self::Sponsor => "sponsor",
             Self::Actor => "actor",
             Self::NotEligible => "not-eligible",
+            Self::ForbiddenByRule => "forbidden-by-rule",
             Self::AlreadySigned => "already-signed",
             Self::TooLate => "too-late",
             Self::NotPending => "not-pending",
@@ -99,9 +102,11 @@ impl Rejection {
             Self::NotVerified => {
                 "Use a key made with `-O verify-required`, and give its PIN or fingerprint."
             }
-            Self::Sponsor | Self::Actor | Self::NotEligible | Self::PersonDisabled => {
-                "Ask one of the eligible signers that the lease names."
-            }
+            Self::Sponsor
+            | Self::Actor
+            | Self::NotEligible
+            | Self::ForbiddenByRule
+            | Self::PersonDisabled => "Ask one of the eligible signers that the lease names.",
             Self::AlreadySigned => "Nothing to do: your decision is recorded.",
             Self::TooLate | Self::NotPending => "The agent has to ask again.",
             Self::StaleNonce => "Ask for a new nonce and sign that.",

@@ -236,7 +236,8 @@ pub struct Scope {
     /// What makes it this tier.
     pub tier_because: String,
     pub account: String,
-    pub region: String,
+    /// Where it may be used; credentials are delivered for the first.
+    pub regions: Vec<String>,
     pub actions: Vec<String>,
     pub resources: Vec<String>,
     pub max_ttl_seconds: u32,

@@ -11,8 +11,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use broker::lease::{ActionClass, Assurance, Environment, LeaseId, Tier};
 use broker::statement::{
-    Account, ActionTerms, AgentTerms, AgentWords, AssumeRole, Issuer, LeaseTerms, Meaning, Rules,
-    Sealed, SessionPolicy, Signers, sha256_hex,
+    Account, ActionTerms, AgentTerms, AgentWords, AssumeRole, Conditions, Issuer, LeaseTerms,
+    Meaning, Rules, Sealed, Signers, session_policy, sha256_hex,
 };
 use broker::verify::{EnrolledKey, UnverifiedSignature, check_signature};
 use serde_json::{Value, json};
@@ -397,9 +397,22 @@ fn help_completions_and_manual_pages_are_there_without_a_broker() {
 }
 
 fn sealed(tier: Tier) -> Sealed {
-    let (action, resource) = ("s3:PutObject", "arn:aws:s3:::prod-app-data/config.json");
-    let policy =
-        SessionPolicy::new(vec![action.into()], vec![resource.into()], "000000000000", None).text();
+    let actions = vec![ActionTerms {
+        action: "s3:PutObject".into(),
+        class: ActionClass::Review,
+        any_resource: false,
+        any_region: false,
+        any_account: false,
+    }];
+    let resources = vec!["arn:aws:s3:::prod-app-data/config.json".into()];
+    let conditions = Conditions {
+        regions: vec!["us-east-1".into()],
+        secure_transport: false,
+        source_networks: vec![],
+        pass_role_to: vec![],
+        more: vec![],
+    };
+    let policy = session_policy(&actions, &resources, "000000000000", &conditions, None);
     Sealed::new(LeaseTerms {
         broker: Issuer { origin: "http://localhost:8750".into(), instance_key: "kid".into() },
         lease_id: ID.parse::<LeaseId>().unwrap(),
@@ -427,8 +440,9 @@ fn sealed(tier: Tier) -> Sealed {
             tags: BTreeMap::new(),
             source_identity: ID.into(),
         },
-        actions: vec![ActionTerms { action: action.into(), class: ActionClass::Review }],
-        resources: vec![resource.into()],
+        actions,
+        resources,
+        conditions,
         signers: Signers {
             eligible: vec!["bob".into()],
             needed: 1,

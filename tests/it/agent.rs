@@ -184,7 +184,7 @@ async fn a_request_that_is_not_one_is_invalid_and_says_what_is_wrong() {
         ),
         (
             json!({ "scope": "prod-rw", "reason": "r", "actions": ["s3:PutObject"], "resources": [PRODUCTION_OBJECT] }),
-            "needs a rollback",
+            "this scope needs a request to say its rollback",
         ),
     ];
     for (body, why) in cases {
@@ -478,7 +478,7 @@ async fn a_rule_about_the_window_holds_at_claim_too() {
             .id()
     };
     let (short, long) = (ask(900).await, ask(28_800).await);
-    let rule = "@id(\"at-most-an-hour\") forbid (principal, action, resource) when { context.ttl_seconds > 3600 };";
+    let rule = "@id(\"at-most-an-hour\") forbid (principal, action == Action::\"request\", resource) when { context.ttl_seconds > 3600 };";
     std::fs::write(broker.config_dir.path().join("policies/more.cedar"), rule).unwrap();
     let replica = broker.replica(sts.options()).await;
     assert_eq!(replica.claim(long).await.problem(), "/problems/denied");

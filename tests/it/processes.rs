@@ -135,7 +135,13 @@ impl Site {
         let port = free_port().await;
         let dir = self.root.path().join(port.to_string());
         std::fs::create_dir_all(dir.join("policies")).expect("a directory");
-        for name in ["broker.toml", "scopes.toml", "instance.pem", "policies/agents.cedar"] {
+        for name in [
+            "broker.toml",
+            "scopes.toml",
+            "instance.pem",
+            "policies/agents.cedar",
+            "policies/people.cedar",
+        ] {
             let text = std::fs::read_to_string(self.config_dir.join(name)).expect(name);
             let listen = |port| format!("listen = \"127.0.0.1:{port}\"");
             std::fs::write(dir.join(name), text.replace(&listen(self.first_port), &listen(port)))

@@ -74,6 +74,10 @@ impl Answer {
     }
 }
 
+/// The broker's own, in the demo's account.
+const HOME: &str =
+    "[home]\nresources = [\"arn:aws:iam::000000000000:user/broker\", \"arn:aws:s3:::broker-*\"]";
+
 /// How a test wants its broker.
 pub struct Setup {
     pub clock: Clock,
@@ -369,13 +373,15 @@ pub fn write_config(dir: &Path, origin: &str, setup: &Setup) {
     let dev = if setup.software_keys { "[dev]\nsoftware_keys = true\n" } else { "" };
     let listen = origin.rsplit(':').next().unwrap_or("1");
     let settings = format!(
-        "origin = \"{origin}\"\nlisten = \"127.0.0.1:{listen}\"\ninstance_key = \"instance.pem\"\n[aws]\nregion = \"us-east-1\"\n{}\n{dev}",
+        "origin = \"{origin}\"\nlisten = \"127.0.0.1:{listen}\"\ninstance_key = \"instance.pem\"\n{HOME}\n[aws]\nregion = \"us-east-1\"\n{}\n{dev}",
         setup.settings
     );
     std::fs::create_dir_all(dir.join("policies")).expect("a directory");
     let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).expect(name);
     write("broker.toml", &settings);
     write("scopes.toml", &scopes.replace("external_id = \"demo\"", &external_id));
-    write("policies/agents.cedar", &read("policies/agents.cedar"));
+    for rules in ["policies/agents.cedar", "policies/people.cedar"] {
+        write(rules, &read(rules));
+    }
     write("instance.pem", Tokens::generate_key().expose_secret());
 }

@@ -110,6 +110,8 @@ pub struct NewSignature<'a> {
     pub assurance: Assurance,
     pub touch: Option<Touch>,
     pub reason: Option<&'a str>,
+    /// The rules that let the person sign.
+    pub decided_by: &'a [String],
 }
 
 /// Counts a signature: one statement. `false` when the lease stopped waiting, or the person decided, in between.
@@ -128,6 +130,7 @@ pub async fn sign(
         "key_fingerprint": signature.fingerprint,
         "assurance": signature.assurance,
         "why": signature.reason,
+        "decided_by": signature.decided_by,
     });
     let accepted = scribe.body(EventType::SignatureAccepted, actor, subject, detail, now);
     let ended = match decision {

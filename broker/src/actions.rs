@@ -1,0 +1,241 @@
+//! Every AWS action: what it does at its worst, and what it can be granted on. Pure.
+//!
+//! The table is vendored, see `docs/actions.md`: `scripts/actions.sh` makes it from public data and our own lists. It is
+//! unpacked once, at first use; looking an action up allocates nothing.
+
+use std::cmp::Ordering;
+use std::sync::LazyLock;
+
+use crate::arn::{Arn, Kind};
+use crate::lease::ActionClass;
+
+/// zlib over lines of tab-separated fields: `s` service, `t` resource type, `a` action.
+const PACKED: &[u8] = include_bytes!("actions/table.zz");
+/// What `PACKED` comes to is a little over a megabyte; far more than that is not our table.
+const MOST_BYTES: usize = 16 << 20;
+
+static TABLE: LazyLock<Table> = LazyLock::new(|| Table::unpack(PACKED));
+
+/// One IAM action.
+#[derive(Debug)]
+pub struct Action {
+    /// `service:Name`, as AWS spells it.
+    pub name: &'static str,
+    /// AWS's own access level, as published: `Read`, `List`, `Write`, `Tagging`, `Permissions management`, or two.
+    pub level: &'static str,
+    /// Our judgement.
+    pub class: ActionClass,
+    /// Whether requests carry `aws:ResourceAccount`, so that a policy may demand it.
+    pub resource_account: bool,
+    /// Whether requests are not bound to the caller's Region: global services and actions.
+    pub any_region: bool,
+    /// The resource types it takes. None: AWS grants it on `*` only.
+    kinds: Vec<&'static Kind>,
+}
+
+impl Action {
+    pub fn service(&self) -> &'static str {
+        self.name.split_once(':').map_or(self.name, |(service, _)| service)
+    }
+
+    /// Whether AWS grants it on ARNs; else on `*` only.
+    pub fn takes_resources(&self) -> bool {
+        !self.kinds.is_empty()
+    }
+
+    /// Whether AWS could grant it on something that `arn` matches.
+    pub fn fits(&self, arn: &Arn) -> bool {
+        self.kinds.iter().any(|it| it.overlaps(arn))
+    }
+
+    /// The services whose ARNs it is granted on, mostly its own.
+    pub fn arn_services(&self) -> impl Iterator<Item = &'static str> {
+        self.kinds.iter().map(|it| it.service())
+    }
+
+    /// What it takes, for people: `bucket (arn:aws:s3:::*)`.
+    pub fn takes(&self) -> String {
+        let mut kinds: Vec<_> =
+            self.kinds.iter().map(|it| format!("{} ({it})", it.name())).collect();
+        kinds.dedup();
+        kinds.join(" or ")
+    }
+}
+
+impl PartialEq for Action {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Action {}
+
+/// Finds an action by its name in any case, as IAM does.
+pub fn find(name: &str) -> Option<&'static Action> {
+    let actions = &TABLE.actions;
+    let at = actions.binary_search_by(|it| ignoring_case(it.name, name)).ok()?;
+    Some(&actions[at])
+}
+
+/// The actions that `pattern` stands for, in order: `*` is any letters and `?` one, in any case.
+pub fn matching(pattern: &str) -> impl Iterator<Item = &'static Action> {
+    all().filter(move |it| matches_ignoring_case(pattern.as_bytes(), it.name.as_bytes()))
+}
+
+/// All of them, sorted by name in lower case.
+pub fn all() -> impl Iterator<Item = &'static Action> {
+    TABLE.actions.iter()
+}
+
+/// Where the table comes from: name and version of each source.
+pub fn sources() -> &'static [String] {
+    &TABLE.sources
+}
+
+/// SHA-256 of the table as it is vendored, in hex.
+pub fn sha256() -> &'static str {
+    &TABLE.sha256
+}
+
+#[derive(Debug)]
+struct Table {
+    actions: Vec<Action>,
+    sources: Vec<String>,
+    sha256: String,
+}
+
+impl Table {
+    /// Unpacks our own table; it is part of the program, so anything wrong with it is a defect of the program.
+    fn unpack(packed: &[u8]) -> Self {
+        let text = miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(packed, MOST_BYTES)
+            .expect("the table of actions is a zlib stream");
+        let text = String::from_utf8(text).expect("the table of actions is text").leak();
+        let mut table = Self {
+            actions: Vec::with_capacity(24_000),
+            sources: Vec::new(),
+            sha256: crate::statement::sha256_hex(packed),
+        };
+        let mut service = "";
+        let mut kinds: Vec<&'static Kind> = Vec::new();
+        for line in text.lines() {
+            let mut fields = line.split('\t');
+            let mut field = || fields.next().unwrap_or_else(|| panic!("too few fields: {line:?}"));
+            match field() {
+                "broker-actions" => assert_eq!(field(), "1", "the table is of another form"),
+                "source" => table.sources.push(format!("{} {}", field(), field())),
+                "s" => {
+                    service = field();
+                    kinds.clear();
+                }
+                "t" => {
+                    let (name, pattern) = (field(), field());
+                    kinds.push(Box::leak(Box::new(Kind::new(name, pattern))));
+                }
+                "a" => {
+                    let name = format!("{service}:{}", field()).leak();
+                    let (level, class, flags, taken) = (field(), field(), field(), field());
+                    let taken = taken.split(',').filter(|it| !it.is_empty());
+                    table.actions.push(Action {
+                        name,
+                        level,
+                        class: class.parse().expect("the table names classes only"),
+                        resource_account: flags.contains('a'),
+                        any_region: flags.contains('g'),
+                        kinds: taken
+                            .map(|it| kinds[it.parse::<usize>().expect("an index")])
+                            .collect(),
+                    });
+                }
+                other => panic!("the table of actions has a line of kind {other:?}"),
+            }
+        }
+        table.actions.sort_unstable_by(|a, b| ignoring_case(a.name, b.name));
+        table
+    }
+}
+
+fn ignoring_case(a: &str, b: &str) -> Ordering {
+    let lower = |it: &u8| it.to_ascii_lowercase();
+    a.as_bytes().iter().map(lower).cmp(b.as_bytes().iter().map(lower))
+}
+
+/// Matches with at most one place to come back to: a later `*` makes an earlier one's choice final.
+fn matches_ignoring_case(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut at, mut read) = (0, 0);
+    let mut star = None;
+    while read < text.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, read));
+                at += 1;
+            }
+            Some(it) if *it == b'?' || it.eq_ignore_ascii_case(&text[read]) => {
+                at += 1;
+                read += 1;
+            }
+            _ => {
+                let Some((star_at, from)) = star else { return false };
+                star = Some((star_at, from + 1));
+                (at, read) = (star_at + 1, from + 1);
+            }
+        }
+    }
+    pattern[at..].iter().all(|it| *it == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_whole_sorted_and_each_action_is_found_in_any_case() {
+        let names: Vec<_> = all().map(|it| it.name).collect();
+        assert!(20_000 < names.len(), "only {} actions", names.len());
+        assert!(names.windows(2).all(|it| ignoring_case(it[0], it[1]) == Ordering::Less));
+        for name in names.iter().step_by(97) {
+            assert_eq!(find(&name.to_uppercase()).unwrap().name, *name);
+        }
+        assert!(find("s3:GetObjec").is_none() && find("s3").is_none() && find("").is_none());
+    }
+
+    #[test]
+    fn a_pattern_stands_for_what_iam_would_let_it_stand_for() {
+        let names = |pattern: &str| matching(pattern).map(|it| it.name).collect::<Vec<_>>();
+        assert_eq!(names("S3:getobject"), ["s3:GetObject"]);
+        assert!(names("s3:Get?bject").contains(&"s3:GetObject"));
+        assert!(names("s3:*Acl").contains(&"s3:PutBucketAcl"));
+        assert!(names("s3:*").iter().all(|it| it.starts_with("s3:")));
+        assert_eq!(names("*").len(), names("*:*").len());
+        assert_eq!(names("*").len(), all().count());
+        assert!(names("s3").is_empty() && names("").is_empty());
+    }
+
+    #[test]
+    fn an_action_fits_the_arns_that_aws_grants_it_on() {
+        let fits = |name: &str, arn: &str| find(name).unwrap().fits(&Arn::parse(arn).unwrap());
+        assert!(fits("s3:GetObject", "arn:aws:s3:::b/k"));
+        assert!(fits("s3:GetObject", "arn:aws:s3:::b*"));
+        assert!(!fits("s3:GetObject", "arn:aws:s3:::b"));
+        assert!(fits("s3:ListBucket", "arn:aws:s3:::b"));
+        assert!(!fits("s3:ListBucket", "arn:aws:s3:::b/*"));
+        assert!(!fits("s3:ListBucket", "arn:aws:sqs:us-east-1:111122223333:b"));
+        assert!(!find("s3:ListAllMyBuckets").unwrap().takes_resources());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn matching_agrees_with_plain_recursion(pattern in "[aB*?]{0,7}", text in "[Ab]{0,7}") {
+            fn plain(pattern: &[u8], text: &[u8]) -> bool {
+                match (pattern.first(), text.first()) {
+                    (None, None) => true,
+                    (Some(b'*'), _) => plain(&pattern[1..], text) || (!text.is_empty() && plain(pattern, &text[1..])),
+                    (Some(b'?'), Some(_)) => plain(&pattern[1..], &text[1..]),
+                    (Some(a), Some(b)) => a.eq_ignore_ascii_case(b) && plain(&pattern[1..], &text[1..]),
+                    _ => false,
+                }
+            }
+            let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+            proptest::prop_assert_eq!(matches_ignoring_case(pattern, text), plain(pattern, text));
+        }
+    }
+}
