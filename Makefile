@@ -20,7 +20,7 @@ DEV_DIR := $(if $(filter /%,$(XDG_STATE_HOME)),$(XDG_STATE_HOME)/broker/dev,$(HO
 .PHONY: help
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r target text; \
-	do printf '%-18s %s\n' "$$target" "$$text"; done
+	do printf '%-21s %s\n' "$$target" "$$text"; done
 
 .PHONY: demo
 demo: build ## See the whole product once, on this machine, without an account
@@ -55,6 +55,14 @@ fmt: ## Format the code
 .PHONY: sqlx
 sqlx: setup ## Describe the queries in .sqlx anew, after one or the schema has changed
 	@scripts/sqlx.sh
+
+.PHONY: actions
+actions: ## Make the table of AWS actions anew from its pinned sources, and say what changed
+	@scripts/actions.sh
+
+.PHONY: check-actions
+check-actions: ## Check that the table of AWS actions is what its sources give
+	@scripts/actions.sh --check
 
 .PHONY: setup
 setup: ## Install what is missing on this machine, and say so
