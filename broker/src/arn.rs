@@ -227,7 +227,7 @@ fn glob_contains(outer: &str, inner: &str) -> bool {
                 star = Some((at, read));
                 at += 1;
             }
-            Some(left) if *left == right && right != b'*' || *left == b'?' && right != b'*' => {
+            Some(left) if right != b'*' && (*left == right || *left == b'?') => {
                 at += 1;
                 read += 1;
             }
@@ -278,8 +278,8 @@ fn kind_overlaps(kind: &str, part: &str) -> bool {
     let end = kind.len();
     // A place before a variable is also one after it: the variable may be empty.
     let close = |mut places: u128| {
-        for at in 0..end {
-            if places >> at & 1 == 1 && excludes(kind[at]).is_some() {
+        for (at, byte) in kind.iter().enumerate() {
+            if places >> at & 1 == 1 && excludes(*byte).is_some() {
                 places |= 1 << (at + 1);
             }
         }
@@ -292,13 +292,10 @@ fn kind_overlaps(kind: &str, part: &str) -> bool {
             // It may go on to any later place.
             next = (1_u128 << end << 1).wrapping_sub(1) & !((1 << places.trailing_zeros()) - 1);
         } else {
-            for at in 0..end {
-                if places >> at & 1 == 0 {
-                    continue;
-                }
-                match excludes(kind[at]) {
+            for (at, letter) in kind.iter().enumerate().filter(|(at, _)| places >> at & 1 == 1) {
+                match excludes(*letter) {
                     Some(excluded) if byte == b'?' || !excluded.contains(&byte) => next |= 1 << at,
-                    None if byte == b'?' || byte == kind[at] => next |= 1 << (at + 1),
+                    None if byte == b'?' || byte == *letter => next |= 1 << (at + 1),
                     _ => {}
                 }
             }

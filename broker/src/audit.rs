@@ -40,6 +40,8 @@ pub enum EventType {
     LoginAccepted,
     LoginRejected,
     TaskStarted,
+    /// A set of scopes and rules was in force for the first time.
+    RulesetInForce,
 }
 
 impl EventType {
@@ -66,6 +68,7 @@ impl EventType {
             Self::LoginAccepted => "login.accepted",
             Self::LoginRejected => "login.rejected",
             Self::TaskStarted => "task.started",
+            Self::RulesetInForce => "ruleset.in-force",
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::PgPool;
 use time::{Duration, OffsetDateTime};
-use tokio::sync::broadcast;
+use tokio::sync::{OnceCell, broadcast};
 use uuid::Uuid;
 
 use crate::audit::{Actor, EventType, Scribe, Subject};
@@ -45,6 +45,8 @@ pub struct Broker {
     pub tokens: Tokens,
     pub clock: Clock,
     scribe: Scribe,
+    /// Set once the ruleset in force is in the database.
+    kept: OnceCell<()>,
     delivered: Mutex<HashMap<LeaseId, Delivered>>,
     /// Leases that changed; `None` when some may have been missed.
     changes: broadcast::Sender<Option<LeaseId>>,
@@ -64,7 +66,8 @@ impl Broker {
     pub fn new(config: Config, pool: PgPool, sts: Sts, tokens: Tokens, clock: Clock) -> Self {
         let scribe = Scribe { source: config.settings.origin.clone() };
         let (changes, _) = broadcast::channel(1024);
-        Self { config, pool, sts, tokens, clock, scribe, delivered: Mutex::default(), changes }
+        let (kept, delivered) = (OnceCell::new(), Mutex::default());
+        Self { config, pool, sts, tokens, clock, scribe, kept, delivered, changes }
     }
 
     // ---------------------------------------------------------------------------------------- the agent's path
@@ -95,6 +98,7 @@ impl Broker {
             now,
         };
 
+        self.keep_ruleset(now).await?;
         let (decided_by, outcome) = self.decide(agent, request, task, id, now).await?;
         let denial = match &outcome {
             NewOutcome::Denied { why } => Some(why.clone()),
@@ -130,6 +134,14 @@ impl Broker {
                 }
             }
         }
+    }
+
+    /// Keeps what requests are judged by: once, before the first.
+    async fn keep_ruleset(&self, now: OffsetDateTime) -> Result<()> {
+        let (pool, scribe, config) = (&self.pool, &self.scribe, &self.config);
+        let keep = || store::keep_ruleset(pool, scribe, &config.ruleset, &config.sha256, now);
+        self.kept.get_or_try_init(keep).await?;
+        Ok(())
     }
 
     /// Judges a request: contained in its scope, allowed by the rules, and signable if it must be signed.

@@ -264,7 +264,7 @@ impl Scope {
 
         let environment = environment(&named, &resources, &file.account, ground.environments);
         let mut actions = judge(&named, &resources, &file, environment, ground)?;
-        actions.sort_by_key(|it| it.name());
+        actions.sort_by_key(ScopeAction::name);
         let decisive = actions.iter().rev().max_by_key(|it| it.tier).expect("at least one action");
         let (mut tier, mut tier_because) =
             (decisive.tier, format!("{} is {} in {environment}", decisive.name(), decisive.class));

@@ -3,17 +3,19 @@
 //! `broker.toml`, `scopes.toml` and `policies/*.cedar`; see `config/` in the repository. Unknown fields are
 //! errors. Secrets and database URLs are not here: they come from the environment or from files named there.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
+use serde::{Deserialize, Serialize};
 use time::Duration;
 
+use crate::actions;
+use crate::catalogue::Catalogue;
 use crate::catalogue::environment::{Home, HomeFile};
-use crate::catalogue::{Catalogue, ScopesFile};
 use crate::policy::Policy;
+use crate::statement::{canonical, sha256_hex};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -31,7 +33,11 @@ pub struct Config {
     pub settings: Settings,
     pub catalogue: Catalogue,
     pub policy: Policy,
-    /// SHA-256, in hex, of every file that decides: scopes, rules, and the settings that bear on signing.
+    /// Rule files: name to text.
+    pub rules: BTreeMap<String, String>,
+    /// Everything that decides about requests, as canonical JSON.
+    pub ruleset: Vec<u8>,
+    /// Its SHA-256, in hex: what leases name.
     pub sha256: String,
 }
 
@@ -113,6 +119,20 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Each by name, where more allows more.
+    pub fn numbers(&self) -> Vec<(String, u32)> {
+        vec![
+            ("lease_requests_per_minute".to_owned(), self.lease_requests_per_minute),
+            ("pending_leases_per_agent".to_owned(), self.pending_leases_per_agent),
+            ("live_leases_per_agent".to_owned(), self.live_leases_per_agent),
+            ("live_leases_per_sponsor".to_owned(), self.live_leases_per_sponsor),
+            ("sign_within seconds".to_owned(), self.sign_within.seconds()),
+            ("claim_within seconds".to_owned(), self.claim_within.seconds()),
+        ]
+    }
+}
+
 /// A span of whole seconds, written `15m` or `8h`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
@@ -158,11 +178,22 @@ impl fmt::Debug for Span {
     }
 }
 
+/// What decides about requests, as it is kept in the database under its digest.
+#[derive(Serialize)]
+struct Ruleset<'a> {
+    /// `scopes.toml`, as text.
+    scopes: &'a str,
+    /// Rule files: name to text.
+    policies: &'a BTreeMap<String, String>,
+    home: &'a HomeFile,
+    /// SHA-256 of the table of actions, in hex.
+    action_table: &'static str,
+    software_keys: bool,
+}
+
 impl Config {
     /// Reads and validates the directory. No side effect.
     pub fn load(dir: &Path) -> Result<Self, ConfigError> {
-        let mut digest = Sha256::new();
-
         let path = dir.join("broker.toml");
         let text = read(&path)?;
         let mut settings: Settings = parse(&path, &text)?;
@@ -171,37 +202,41 @@ impl Config {
         settings.validate().map_err(invalid)?;
         let home = Home::build(&settings.home).map_err(invalid)?;
         let software_keys = settings.dev.is_some_and(|it| it.software_keys);
-        digest.update([u8::from(software_keys)]);
 
         let path = dir.join("scopes.toml");
-        let text = read(&path)?;
-        feed(&mut digest, "scopes.toml", &text);
-        let scopes: ScopesFile = parse(&path, &text)?;
-        let catalogue = Catalogue::build(scopes, &text, home, software_keys)
+        let scopes = read(&path)?;
+        let catalogue = Catalogue::build(parse(&path, &scopes)?, &scopes, home, software_keys)
             .map_err(|message| ConfigError::Invalid { path, message })?;
 
-        let dir = dir.join("policies");
-        let mut files = Vec::new();
-        let entries = std::fs::read_dir(&dir)
-            .map_err(|error| ConfigError::Read { path: dir.clone(), error })?;
-        for entry in entries {
-            let path =
-                entry.map_err(|error| ConfigError::Read { path: dir.clone(), error })?.path();
-            if path.extension().is_some_and(|it| it == "cedar") {
-                files.push(path);
-            }
-        }
-        files.sort();
-        let mut rules = Vec::new();
-        for path in files {
-            let text = read(&path)?;
-            feed(&mut digest, &path.file_name().unwrap_or_default().to_string_lossy(), &text);
-            rules.push((path, text));
-        }
-        let policy = Policy::parse(&rules)?;
+        let files = read_rules(&dir.join("policies"))?;
+        let policy = Policy::parse(&files)?;
+        let name = |it: &Path| it.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let rules = files.into_iter().map(|(path, text)| (name(&path), text)).collect();
 
-        Ok(Self { settings, catalogue, policy, sha256: hex::encode(digest.finalize()) })
+        let ruleset = canonical(&Ruleset {
+            scopes: &scopes,
+            policies: &rules,
+            home: &settings.home,
+            action_table: actions::sha256(),
+            software_keys,
+        })
+        .expect("texts serialize");
+        Ok(Self { sha256: sha256_hex(&ruleset), settings, catalogue, policy, rules, ruleset })
     }
+}
+
+/// The rule files of a directory, by name.
+fn read_rules(dir: &Path) -> Result<Vec<(PathBuf, String)>, ConfigError> {
+    let unreadable = |error| ConfigError::Read { path: dir.to_owned(), error };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|it| it == "cedar") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files.into_iter().map(|path| read(&path).map(|text| (path, text))).collect()
 }
 
 impl Settings {
@@ -239,14 +274,6 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
     toml::from_str(text)
         .map_err(|error| ConfigError::Toml { path: path.to_owned(), error: Box::new(error) })
-}
-
-/// Length-prefixed, so that no two sets of files feed the same bytes.
-fn feed(digest: &mut Sha256, name: &str, text: &str) {
-    for part in [name, text] {
-        digest.update((part.len() as u64).to_be_bytes());
-        digest.update(part);
-    }
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ impl FromStr for LeaseId {
 macro_rules! spelled {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $member:ident = $text:literal),+ $(,)? }) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
         #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
         pub enum $name { $($(#[$doc])* #[serde(rename = $text)] $member),+ }
 
@@ -43,17 +43,17 @@ macro_rules! spelled {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
             }
         }
 
-        impl FromStr for $name {
-            type Err = UnknownWord;
+        impl std::str::FromStr for $name {
+            type Err = $crate::lease::UnknownWord;
 
-            fn from_str(text: &str) -> Result<Self, UnknownWord> {
-                Self::ALL.iter().copied().find(|it| it.as_str() == text).ok_or_else(|| UnknownWord {
+            fn from_str(text: &str) -> Result<Self, $crate::lease::UnknownWord> {
+                Self::ALL.iter().copied().find(|it| it.as_str() == text).ok_or_else(|| $crate::lease::UnknownWord {
                     what: stringify!($name),
                     text: text.to_owned(),
                     expected: Self::ALL.iter().map(|it| it.as_str()).collect::<Vec<_>>().join(", "),
@@ -63,12 +63,14 @@ macro_rules! spelled {
     };
 }
 
+pub(crate) use spelled;
+
 #[derive(Debug, thiserror::Error)]
 #[error("{text:?} is not a {what}; expected one of: {expected}")]
 pub struct UnknownWord {
-    what: &'static str,
-    text: String,
-    expected: String,
+    pub(crate) what: &'static str,
+    pub(crate) text: String,
+    pub(crate) expected: String,
 }
 
 spelled! {

@@ -43,6 +43,9 @@ pub mod narrow;
 pub mod policy;
 
 #[cfg(feature = "server")]
+pub mod check;
+
+#[cfg(feature = "server")]
 pub mod broker;
 #[cfg(feature = "server")]
 pub mod error;

@@ -10,7 +10,7 @@ use anyhow::Context;
 use broker::aws::StsOptions;
 use broker::clock::Clock;
 use broker::config::Config;
-use broker::{dev, server, store};
+use broker::{check, dev, server, store};
 use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -55,11 +55,36 @@ enum Command {
         database_url: String,
     },
     /// Check the configuration, and print the scopes with their computed tiers
+    #[command(
+        after_help = "Exit codes: 0 valid and as expected; 1 not valid, or a case is decided otherwise; 2 usage; 3 valid, and looser than --diff OLD"
+    )]
     Check {
         #[arg(long, env = "BROKER_CONFIG", default_value = "/etc/broker", value_name = "DIR")]
         config: PathBuf,
+        #[command(flatten)]
+        what: CheckArgs,
     },
 }
+
+/// What to check, besides that it is valid.
+#[derive(clap::Args)]
+struct CheckArgs {
+    /// Say what is looser than in that configuration
+    #[arg(long, value_name = "OLD", group = "one")]
+    diff: Option<PathBuf>,
+    /// Print the IAM policy that the scope's role should have
+    #[arg(long, value_name = "SCOPE", group = "one")]
+    policy: Option<String>,
+    /// Try a table of expected decisions, as in config/cases.toml
+    #[arg(long, value_name = "FILE", group = "one")]
+    cases: Option<PathBuf>,
+    /// How to print the scopes
+    #[arg(long, short, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    output: String,
+}
+
+/// `brokerd check --diff` found something looser.
+const LOOSER: u8 = 3;
 
 /// Where this user keeps things.
 #[derive(clap::Args)]
@@ -108,7 +133,7 @@ async fn main() -> ExitCode {
         logs.json().init();
     }
     match run(args.command).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -116,9 +141,9 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command) -> anyhow::Result<()> {
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve { config, database_url } => serve(config, &database_url).await,
+        Command::Serve { config, database_url } => serve(config, &database_url).await?,
         Command::Dev { dir, listen, user } => {
             let dir = dir.map_or_else(|| user.dev_dir(), Ok)?;
             let cache_dir = user.cache_dir()?;
@@ -126,18 +151,15 @@ async fn run(command: Command) -> anyhow::Result<()> {
                 dev::Options { dir, listen, cache_dir, search_path: user.search_path },
                 stopped()?,
             )
-            .await
+            .await?;
         }
         Command::Migrate { database_url } => {
             store::migrate(&database_url).await?;
             eprintln!("the schema is up to date");
-            Ok(())
         }
-        Command::Check { config } => {
-            check(&Config::load(&config)?);
-            Ok(())
-        }
+        Command::Check { config, what } => return check(&Config::load(&config)?, &what),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(dir: PathBuf, database_url: &str) -> anyhow::Result<()> {
@@ -157,21 +179,51 @@ async fn serve(dir: PathBuf, database_url: &str) -> anyhow::Result<()> {
     server::serve(broker, listener, stopped).await
 }
 
-/// Prints the catalogue: stdout is data.
-fn check(config: &Config) {
-    let mut out = std::io::stdout();
-    for scope in config.catalogue.scopes() {
-        let signers = match &scope.signers {
-            None => "issued at once".to_owned(),
-            Some(rule) => {
-                format!("{} of {}, {}", rule.count, rule.groups.join("|"), rule.assurance)
-            }
-        };
-        let (name, tier, because) = (&scope.name, scope.tier, &scope.tier_because);
-        // Whoever reads may have seen enough.
-        let _ = writeln!(out, "{name:<20} {tier:<18} {signers:<34} {because}");
-    }
-    eprintln!("the configuration is valid: sha256 {}", config.sha256);
+/// Writes a line to stderr; whoever reads may have seen enough.
+macro_rules! say {
+    ($($text:tt)*) => { let _ = writeln!(std::io::stderr(), $($text)*); };
+}
+
+/// Says what a valid configuration comes to: stdout is data, stderr is words.
+fn check(config: &Config, what: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    let data = if let Some(old) = &what.diff {
+        let lines = check::diff::loosened(&Config::load(old)?, config);
+        if lines.is_empty() {
+            say!("nothing is looser than in {}", old.display());
+        } else {
+            say!("looser than in {}:", old.display());
+            code = ExitCode::from(LOOSER);
+        }
+        lines.iter().fold(String::new(), |all, line| all + line + "\n")
+    } else if let Some(name) = &what.policy {
+        let scope = config.catalogue.scope(name).with_context(|| {
+            format!("there is no scope {name:?}; `brokerd check` prints those that are there")
+        })?;
+        let policy = check::RolePolicy::of(scope, &config.catalogue);
+        say!("for {}: {}", scope.role_arn, policy.advice());
+        policy.text + "\n"
+    } else if let Some(path) = &what.cases {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let outcomes = check::cases::run(config, &text)
+            .map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
+        let wrong = outcomes.iter().filter(|it| it.wrong.is_some()).count();
+        say!("{} cases, {wrong} decided otherwise", outcomes.len());
+        if 0 < wrong {
+            code = ExitCode::FAILURE;
+        }
+        outcomes.iter().fold(String::new(), |all, it| match &it.wrong {
+            None => format!("{all}ok     {}\n", it.name),
+            Some(wrong) => format!("{all}WRONG  {} (line {}): {wrong}\n", it.name, it.line),
+        })
+    } else if what.output == "json" {
+        serde_json::to_string_pretty(&check::Report::of(config))? + "\n"
+    } else {
+        check::text(&config.catalogue)
+    };
+    let _ = std::io::stdout().write_all(data.as_bytes());
+    say!("the configuration is valid: sha256 {}", config.sha256);
+    Ok(code)
 }
 
 /// Ends at the first SIGINT or SIGTERM.

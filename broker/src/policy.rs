@@ -11,6 +11,7 @@ use cedar_policy::{
     EntityUid, PolicyId, PolicySet, Request, RestrictedExpression, Schema, ValidationMode,
     Validator,
 };
+use serde::Deserialize;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime, UtcOffset};
 
@@ -77,7 +78,8 @@ pub enum Who<'a> {
 }
 
 /// What an agent had before, for rules that count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Usage {
     pub live_leases: i64,
     pub pending_leases: i64,
@@ -399,9 +401,7 @@ fn located(text: &str, error: &dyn miette::Diagnostic) -> String {
     let offset = error.labels().and_then(|mut it| it.next()).map(|it| it.offset());
     match offset {
         Some(offset) => {
-            let line =
-                text.as_bytes()[..offset.min(text.len())].iter().filter(|it| **it == b'\n').count()
-                    + 1;
+            let line = text[..text.floor_char_boundary(offset)].matches('\n').count() + 1;
             format!("line {line}: {error}")
         }
         None => error.to_string(),

@@ -56,7 +56,7 @@ async fn sts_is_asked_for_exactly_what_was_narrowed() {
     assert_eq!(
         asked["Policy"],
         format!(
-            r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":["s3:GetObject"],"Resource":["{STAGING_OBJECT}"],"Condition":{{"DateLessThan":{{"aws:CurrentTime":"2026-01-01T14:00:00Z"}},"StringEquals":{{"aws:ResourceAccount":"000000000000"}}}}}}]}}"#
+            r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":["s3:GetObject"],"Resource":["{STAGING_OBJECT}"],"Condition":{{"DateLessThan":{{"aws:CurrentTime":"2026-01-01T14:00:00Z"}},"StringEquals":{{"aws:RequestedRegion":"us-east-1","aws:ResourceAccount":"000000000000"}}}}}}]}}"#
         )
     );
     let tags: Vec<_> = (1..=4)

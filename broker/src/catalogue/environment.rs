@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::arn::Arn;
 use crate::lease::Environment;
@@ -19,7 +19,7 @@ pub struct EnvironmentFile {
 }
 
 /// `[home]` of `broker.toml`: what the broker itself is made of. No scope reaches it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct HomeFile {
     /// Accounts that are the broker's alone.
@@ -49,8 +49,11 @@ impl Home {
     }
 
     /// Adds what leases are minted from: whoever may change those roles may change every lease.
+    #[must_use]
     pub fn with_roles(mut self, roles: impl IntoIterator<Item = Arn>) -> Self {
         self.resources.extend(roles);
+        self.resources.sort();
+        self.resources.dedup();
         self
     }
 

@@ -43,8 +43,10 @@ pub fn tier_of(class: ActionClass, environment: Environment, naming: Naming) -> 
         }
         (C::Privesc, E::Production) if literal && exact && passes_role => T::Destructive,
 
-        (C::Review | C::Destructive, _)
-        | (C::OpaqueExec | C::Tamper | C::Credential | C::Privesc, _) => return None,
+        (
+            C::Review | C::Destructive | C::OpaqueExec | C::Tamper | C::Credential | C::Privesc,
+            _,
+        ) => return None,
     })
 }
 

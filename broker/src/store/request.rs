@@ -229,6 +229,34 @@ pub async fn open(
     })
 }
 
+/// Keeps a set of scopes and rules, unless it is kept already.
+pub async fn keep_ruleset(
+    pool: &PgPool,
+    scribe: &Scribe,
+    content: &[u8],
+    sha256: &str,
+    now: OffsetDateTime,
+) -> Result<()> {
+    let detail = json!({ "rules_sha256": sha256 });
+    let event =
+        scribe.body(EventType::RulesetInForce, Actor::Broker, Subject::default(), detail, now);
+    sqlx::query!(
+        r#"
+        with kept as (
+            insert into ruleset (content, first_in_force_at) values ($1, $2)
+            on conflict (sha256) do nothing returning sha256
+        )
+        select append_event($3) as seq from kept
+        "#,
+        content,
+        now,
+        event,
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(())
+}
+
 /// Everybody who could sign: active, in one of `groups`, with a key of at least `assurance`, and not in `except`.
 pub async fn eligible_signers(
     pool: &PgPool,
