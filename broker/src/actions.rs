@@ -184,6 +184,9 @@ fn matches_ignoring_case(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+mod traps;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
