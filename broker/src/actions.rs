@@ -48,11 +48,6 @@ impl Action {
         self.kinds.iter().any(|it| it.overlaps(arn))
     }
 
-    /// The services whose ARNs it is granted on, mostly its own.
-    pub fn arn_services(&self) -> impl Iterator<Item = &'static str> {
-        self.kinds.iter().map(|it| it.service())
-    }
-
     /// What it takes, for people: `bucket (arn:aws:s3:::*)`.
     pub fn takes(&self) -> String {
         let mut kinds: Vec<_> =

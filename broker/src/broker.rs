@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Limits, Span};
 use crate::error::{Error, Result};
 use crate::identity::{Agent, Caller, Reader, Tokens};
-use crate::lease::{Assurance, LeaseId, LeaseState};
+use crate::lease::{Assurance, LeaseId, LeaseState, WouldBe};
 use crate::narrow::{Holder, NarrowError, Narrowed, check_request, narrow};
 use crate::policy::{Act, AgentFacts, Asked, Decision, PersonFacts, Ruling, Usage, Who};
 use crate::statement::{
@@ -212,6 +212,75 @@ impl Broker {
                 Ok((by, NewOutcome::Pending { terms: terms(scope, narrowed), sealed }))
             }
         }
+    }
+
+    /// What a request would come to now, and why. Nothing is recorded, because nothing happens.
+    pub async fn explain(
+        &self,
+        agent: &Agent,
+        request: &wire::LeaseRequest,
+    ) -> Result<wire::Explanation> {
+        let now = self.clock.now();
+        if !store::task_is_live(&self.pool, agent, now).await? {
+            return Err(Error::TaskEnded);
+        }
+        let task = request.task.as_deref().unwrap_or(&agent.task);
+        check_request(request, task).map_err(|error| Error::Invalid(error.to_string()))?;
+        let scope = self.config.catalogue.scope(&request.scope);
+        let mut explanation = explanation(scope, &request.scope);
+        let judged = self.decide(agent, request, task, LeaseId(Uuid::now_v7()), now).await;
+        let (decided_by, outcome) = match judged {
+            Ok(judged) => judged,
+            Err(Error::Invalid(why)) => {
+                explanation.why = why;
+                return Ok(explanation);
+            }
+            Err(error) => return Err(error),
+        };
+        explanation.decided_by = decided_by;
+        let terms = match outcome {
+            NewOutcome::Denied { why } => {
+                (explanation.outcome, explanation.why) = (WouldBe::Denied, why);
+                return Ok(explanation);
+            }
+            NewOutcome::Approved { terms, .. } => {
+                explanation.outcome = WouldBe::Issued;
+                explanation.why = "it would be issued at once".to_owned();
+                terms
+            }
+            NewOutcome::Pending { terms, sealed } => {
+                let signers = &sealed.terms().signers;
+                explanation.outcome = WouldBe::Pending;
+                explanation.why = format!(
+                    "it would wait for {} of {}",
+                    signers.needed,
+                    signers.eligible.join(", ")
+                );
+                explanation.signatures_needed = signers.needed;
+                explanation.eligible_signers.clone_from(&signers.eligible);
+                explanation.assurance = Some(signers.assurance);
+                terms
+            }
+        };
+        if store::is_frozen(&self.pool, agent, &request.scope, terms.environment).await? {
+            explanation.outcome = WouldBe::Frozen;
+            explanation.why = "a freeze stands; nothing is issued until it is lifted".to_owned();
+        }
+        explanation.actions = terms
+            .actions
+            .iter()
+            .filter_map(|it| scope?.action(it))
+            .map(|it| wire::ExplainedAction {
+                action: it.name().to_owned(),
+                class: it.class,
+                any_resource: !it.action.takes_resources(),
+            })
+            .collect();
+        explanation.resources = terms.resources;
+        explanation.ttl_seconds = Some(Span(terms.window).seconds());
+        explanation.session_seconds = Some(terms.assume_role.duration_seconds);
+        explanation.session_policy = Some(terms.assume_role.policy);
+        Ok(explanation)
     }
 
     /// Builds the statement: the only time in the lease's life.
@@ -1051,6 +1120,27 @@ fn terms(scope: &catalogue::Scope, narrowed: Narrowed) -> Terms {
         resources: narrowed.resources,
         window: narrowed.window,
         assume_role: narrowed.assume_role,
+    }
+}
+
+/// Of what is not a request yet: invalid, until it proves to be one.
+fn explanation(scope: Option<&catalogue::Scope>, name: &str) -> wire::Explanation {
+    wire::Explanation {
+        outcome: WouldBe::Invalid,
+        why: String::new(),
+        decided_by: Vec::new(),
+        scope: name.to_owned(),
+        environment: scope.map(|it| it.environment),
+        tier: scope.map(|it| it.tier),
+        tier_because: scope.map(|it| it.tier_because.clone()),
+        actions: Vec::new(),
+        resources: Vec::new(),
+        session_policy: None,
+        ttl_seconds: None,
+        session_seconds: None,
+        signatures_needed: 0,
+        eligible_signers: Vec::new(),
+        assurance: None,
     }
 }
 

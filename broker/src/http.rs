@@ -40,6 +40,7 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/login/nonce", post(login_nonce))
         .route("/login", post(login))
         .route("/scopes", get(scopes))
+        .route("/explain", post(explain))
         .route("/whoami", get(whoami));
     Router::new()
         .nest("/v1", v1)
@@ -83,6 +84,7 @@ async fn guard_answers(request: Request, next: Next) -> Response {
         login_nonce,
         login,
         scopes,
+        explain,
         whoami,
         healthz,
         readyz
@@ -234,6 +236,16 @@ async fn login(
     Body(body): Body<wire::LoginRequest>,
 ) -> Result<Json<wire::LoginSession>> {
     Ok(Json(broker.login(&body).await?))
+}
+
+/// What a request would come to, and why. No lease is made.
+#[utoipa::path(post, path = "/v1/explain", request_body = wire::LeaseRequest, responses((status = 200, body = wire::Explanation)))]
+async fn explain(
+    State(broker): Server,
+    Agent(agent): Agent,
+    Body(body): Body<wire::LeaseRequest>,
+) -> Result<Json<wire::Explanation>> {
+    Ok(Json(broker.explain(&agent, &body).await?))
 }
 
 /// The scopes that the agent may ask for.

@@ -208,6 +208,22 @@ spelled! {
 }
 
 spelled! {
+    /// What a request would come to.
+    WouldBe {
+        /// Issued at once.
+        Issued = "issued",
+        /// Pending until people have signed.
+        Pending = "pending",
+        /// Refused by the scope or the rules.
+        Denied = "denied",
+        /// Not a request that the scope could judge.
+        Invalid = "invalid",
+        /// A freeze stands.
+        Frozen = "frozen",
+    }
+}
+
+spelled! {
     /// A field of a lease request that a scope can require.
     Field {
         Reason = "reason",

@@ -24,7 +24,9 @@ pub use self::claim::{
     Approval, Claimable, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
 };
 pub use self::people::{NewPerson, admin, enrol, running_task, start_task};
-pub use self::read::{Find, Person, Viewer, active_person, find, statement, task_is_live};
+pub use self::read::{
+    Find, Person, Viewer, active_person, find, is_frozen, statement, task_is_live,
+};
 pub use self::request::{
     NewLease, NewOutcome, Opened, Terms, by_idempotency_key, eligible_signers, keep_ruleset, open,
 };

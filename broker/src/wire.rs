@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::lease::{Assurance, Decision, Environment, LeaseId, LeaseState, SessionState, Tier};
+use crate::lease::{
+    ActionClass, Assurance, Decision, Environment, LeaseId, LeaseState, SessionState, Tier, WouldBe,
+};
 
 /// `POST /v1/leases`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -243,6 +245,44 @@ pub struct Scope {
     pub max_ttl_seconds: u32,
     pub signatures_needed: u16,
     pub signer_groups: Vec<String>,
+}
+
+/// `POST /v1/explain`: what a request would come to, had it been made now. No lease is made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Explanation {
+    pub outcome: WouldBe,
+    /// In words.
+    pub why: String,
+    /// The rules that decided; empty where none was asked, or none allowed it.
+    pub decided_by: Vec<String>,
+    pub scope: String,
+    /// This and the next two are absent where there is no such scope.
+    pub environment: Option<Environment>,
+    pub tier: Option<Tier>,
+    pub tier_because: Option<String>,
+    /// What the lease would allow; this and what follows is empty where it would not be one.
+    pub actions: Vec<ExplainedAction>,
+    pub resources: Vec<String>,
+    /// The session policy that AWS would enforce, as text.
+    pub session_policy: Option<String>,
+    /// Of the lease's window, and of one session under it.
+    pub ttl_seconds: Option<u32>,
+    pub session_seconds: Option<u32>,
+    pub signatures_needed: u16,
+    pub eligible_signers: Vec<String>,
+    /// What a signer's key needs at least.
+    pub assurance: Option<Assurance>,
+}
+
+/// One action that a lease would allow.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct ExplainedAction {
+    pub action: String,
+    pub class: ActionClass,
+    /// AWS grants it on `*` only, whatever the resources say.
+    pub any_resource: bool,
 }
 
 /// `GET /v1/whoami`.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use broker::lease::{LeaseId, LeaseState};
 use broker::problem::Kind;
-use broker::wire::{Credentials, Lease, LeasePage, LeaseRequest, ScopeList, WhoAmI};
+use broker::wire::{Credentials, Explanation, Lease, LeasePage, LeaseRequest, ScopeList, WhoAmI};
 use clap::Args;
 use serde_json::json;
 
@@ -74,6 +74,22 @@ struct Patience {
     /// How long to wait for signatures, such as 10m
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     wait: Option<Duration>,
+}
+
+/// Shows what a request would come to, and why, without making it
+///
+/// Nothing is asked for and nobody is told: the exit code is 0 whatever the answer. `-o json` has the session policy that
+/// AWS would enforce.
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  broker explain --scope prod-rw --action s3:PutObject --resource arn:aws:s3:::app/config.json --reason r --rollback b")]
+pub(crate) struct ExplainArgs {
+    /// The scope, as `broker scopes` lists it
+    #[arg(long)]
+    scope: String,
+    #[command(flatten)]
+    ask: Ask,
 }
 
 /// Runs a command with a lease's credentials and no other AWS credentials
@@ -243,6 +259,12 @@ pub(crate) fn scopes(context: &Context) -> Result<()> {
     context.print(|| output::scopes_text(&list.scopes), || output::pretty(&list))
 }
 
+pub(crate) fn explain(context: &Context, args: ExplainArgs) -> Result<()> {
+    let request = args.ask.request(args.scope, false);
+    let answer: Explanation = context.as_agent()?.post("/v1/explain", &request)?;
+    context.print(|| output::explanation_text(&answer), || output::pretty(&answer))
+}
+
 pub(crate) fn whoami(context: &Context) -> Result<()> {
     let who: WhoAmI = context.as_reader()?.get("/v1/whoami", &[])?;
     context.print(|| output::whoami_text(&who), || output::pretty(&who))
@@ -278,18 +300,25 @@ pub(crate) fn list(
     Ok(all)
 }
 
+impl Ask {
+    fn request(self, scope: String, deliver: bool) -> LeaseRequest {
+        LeaseRequest {
+            scope,
+            task: self.task,
+            reason: self.reason,
+            actions: Some(self.actions).filter(|it| !it.is_empty()),
+            resources: Some(self.resources).filter(|it| !it.is_empty()),
+            ttl_seconds: self
+                .ttl
+                .map(|it| u32::try_from(it.as_secs()).expect("the parser saw to it")),
+            rollback: self.rollback,
+            deliver,
+        }
+    }
+}
+
 fn ask(client: &Client, scope: String, ask: Ask, deliver: bool) -> Result<Lease> {
-    let request = LeaseRequest {
-        scope,
-        task: ask.task,
-        reason: ask.reason,
-        actions: Some(ask.actions).filter(|it| !it.is_empty()),
-        resources: Some(ask.resources).filter(|it| !it.is_empty()),
-        ttl_seconds: ask.ttl.map(|it| u32::try_from(it.as_secs()).expect("the parser saw to it")),
-        rollback: ask.rollback,
-        deliver,
-    };
-    client.post_again("/v1/leases", &request)
+    client.post_again("/v1/leases", &ask.request(scope, deliver))
 }
 
 fn claim(client: &Client, id: LeaseId) -> Result<Credentials> {

@@ -24,6 +24,7 @@ use settings::{Global, Settings};
 const HELP: &str = "\
 Examples:
   broker scopes                                         what may I ask for?
+  broker explain --scope prod-rw                        what would happen, and why?
   broker exec --scope staging-ro -- aws s3 ls           run one command with a lease's credentials
   eval \"$(broker lease --scope staging-rw --task OPS-7 --reason 'fix the job' -o env)\"
   broker lease --scope prod-rw --action s3:PutObject --resource arn:aws:s3:::app/config.json \\
@@ -66,6 +67,7 @@ enum Command {
     Withdraw(agent::WithdrawArgs),
     /// Lists the scopes that may be asked for
     Scopes,
+    Explain(agent::ExplainArgs),
     /// Says who the broker takes the caller for
     Whoami,
     Sign(sign::SignArgs),
@@ -196,6 +198,7 @@ fn run(cli: Cli, format: Format) -> Result<()> {
         Command::Show(args) => agent::show(&context()?, &args),
         Command::Withdraw(args) => agent::withdraw(&context()?, &args),
         Command::Scopes => agent::scopes(&context()?),
+        Command::Explain(args) => agent::explain(&context()?, args),
         Command::Whoami => agent::whoami(&context()?),
         Command::Sign(args) => sign::sign(&context()?, &args),
         Command::Pending(args) => sign::pending(&context()?, &args),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use broker::lease::{LeaseId, LeaseState};
 use broker::problem::{Kind, Problem};
 use broker::render::{name, words};
-use broker::wire::{Credentials, Lease, Scope, WhoAmI};
+use broker::wire::{Credentials, Explanation, Lease, Scope, WhoAmI};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -416,6 +416,39 @@ pub(crate) fn scopes_text(scopes: &[Scope]) -> String {
         })
         .collect();
     table(&columns, &rows)
+}
+
+pub(crate) fn explanation_text(it: &Explanation) -> String {
+    let mut out = String::new();
+    let mut line = |label: &str, value: &str| {
+        let _ = writeln!(out, "{label:<10} {value}");
+    };
+    line("outcome", &format!("{}: {}", it.outcome, words(&it.why)));
+    if !it.decided_by.is_empty() {
+        line("by rules", &name(&it.decided_by.join(", ")));
+    }
+    line("scope", &name(&it.scope));
+    if let (Some(tier), Some(because)) = (it.tier, &it.tier_because) {
+        line("tier", &format!("{tier}: {}", words(because)));
+    }
+    for (at, action) in it.actions.iter().enumerate() {
+        let on = if action.any_resource { ", on anything in the account" } else { "" };
+        let text = format!("{:<28} {}{on}", name(&action.action), action.class.plain());
+        line(if at == 0 { "may do" } else { "" }, &text);
+    }
+    for (at, arn) in it.resources.iter().filter(|it| *it != "*").enumerate() {
+        line(if at == 0 { "on" } else { "" }, &name(arn));
+    }
+    if let (Some(ttl), Some(session)) = (it.ttl_seconds, it.session_seconds) {
+        let text = |seconds: u32| span(time::Duration::seconds(seconds.into()));
+        line("for", &format!("{}, in sessions of {}", text(ttl), text(session)));
+    }
+    if let Some(assurance) = it.assurance {
+        let needed = it.signatures_needed;
+        let eligible = name(&it.eligible_signers.join(", "));
+        line("signers", &format!("{needed} of {eligible}, with keys of assurance {assurance}"));
+    }
+    out
 }
 
 pub(crate) fn whoami_text(who: &WhoAmI) -> String {

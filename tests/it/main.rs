@@ -1,12 +1,14 @@
 //! One binary; each module is one promise or one path through the product.
 
 mod agent;
+mod check;
 mod cli;
 mod cost;
 mod dev;
 mod failing;
 mod processes;
 mod record;
+mod rules;
 mod schema;
 mod secrets;
 mod sign;

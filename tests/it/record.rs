@@ -23,7 +23,7 @@ const GENEROUS: &str = "[limits]\nlease_requests_per_minute = 600\npending_lease
 type LogRow = (i64, Uuid, String, Vec<u8>, Vec<u8>);
 
 /// Everything that is recorded.
-const EVENT_TYPES: [&str; 21] = [
+const EVENT_TYPES: [&str; 22] = [
     "lease.approved",
     "lease.claim-refused",
     "lease.denied",
@@ -36,6 +36,7 @@ const EVENT_TYPES: [&str; 21] = [
     "lease.withdrawn",
     "login.accepted",
     "login.rejected",
+    "ruleset.in-force",
     "session.dropped",
     "session.expired",
     "session.failed",

@@ -1191,6 +1191,7 @@ async fn operations_read_every_view_and_nothing_else() {
         "live_sessions",
         "log_events",
         "pending_leases",
+        "rulesets",
     ];
     assert_eq!(views, expected);
     for view in views {

@@ -13,6 +13,8 @@ use crate::narrow::{Holder, NarrowError, narrow};
 use crate::policy::{Act, AgentFacts, Asked, Decision, PersonFacts, Ruling, Target, Usage, Who};
 use crate::wire::LeaseRequest;
 
+const MONDAY_NOON: OffsetDateTime = time::macros::datetime!(2026-01-05 12:00 UTC);
+
 /// A file of cases, as `config/cases.toml` shows it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -122,7 +124,7 @@ pub fn run(config: &Config, text: &str) -> Result<Vec<Outcome>, String> {
 impl Case {
     fn put(&self, config: &Config) -> Result<Answer, String> {
         let now = match &self.at {
-            None => time::macros::datetime!(2026-01-05 12:00 UTC),
+            None => MONDAY_NOON,
             Some(at) => OffsetDateTime::parse(at, &time::format_description::well_known::Rfc3339)
                 .map_err(|_| {
                 format!("at = {at:?} is not a time: write `2026-01-05T12:00:00Z`")
