@@ -506,6 +506,7 @@ fn the_account_is_demanded_only_where_aws_tells_it() {
     let untold = "
         ebs:GetSnapshotBlock ec2:AcceptVpcPeeringConnection ec2:CopySnapshot ec2:CreateVpcEndpoint
         events:PutEvents guardduty:AcceptAdministratorInvitation route53:AssociateVPCWithHostedZone
+        ec2:RunInstances iam:GetPolicyVersion ssm:GetParameter ssm:SendCommand
     ";
     for name in untold.split_whitespace() {
         assert!(!action(name).resource_account, "{name}");
