@@ -244,8 +244,8 @@ impl Broker {
                 return Ok(explanation);
             }
             NewOutcome::Approved { terms, .. } => {
-                explanation.outcome = WouldBe::Issued;
-                explanation.why = "it would be issued at once".to_owned();
+                (explanation.outcome, explanation.why) =
+                    (WouldBe::Issued, "it would be issued at once".into());
                 terms
             }
             NewOutcome::Pending { terms, sealed } => {
@@ -263,8 +263,8 @@ impl Broker {
             }
         };
         if store::is_frozen(&self.pool, agent, &request.scope, terms.environment).await? {
-            explanation.outcome = WouldBe::Frozen;
-            explanation.why = "a freeze stands; nothing is issued until it is lifted".to_owned();
+            (explanation.outcome, explanation.why) =
+                (WouldBe::Frozen, "a freeze stands; nothing is issued until it is lifted".into());
         }
         explanation.actions = terms
             .actions

@@ -104,7 +104,7 @@ async fn a_change_says_what_it_loosens_and_a_stricter_one_says_nothing() {
         (
             "scopes.toml",
             "[environments.staging]\nresources = [\"arn:aws:s3:::staging-*\"]",
-            "[environments.staging]\nresources = [\"arn:aws:s3:::staging-*\", \"arn:aws:s3:::prod-app-data/*\", \"arn:aws:s3:::prod-app-data\"]",
+            "[environments.staging]\nresources = [\"arn:aws:s3:::staging-*\", \"arn:aws:s3:::prod-app-data/config/app.json\", \"arn:aws:s3:::prod-app-data\"]",
             "prod-ro: environment is staging, was production",
         ),
         (
