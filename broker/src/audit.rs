@@ -42,6 +42,8 @@ pub enum EventType {
     TaskStarted,
     /// A set of scopes and rules was in force for the first time.
     RulesetInForce,
+    /// A request that found no room in a budget; recorded once a minute for each agent and budget.
+    BudgetExceeded,
 }
 
 impl EventType {
@@ -69,6 +71,7 @@ impl EventType {
             Self::LoginRejected => "login.rejected",
             Self::TaskStarted => "task.started",
             Self::RulesetInForce => "ruleset.in-force",
+            Self::BudgetExceeded => "budget.exceeded",
         }
     }
 }

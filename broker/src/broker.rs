@@ -123,7 +123,11 @@ impl Broker {
             }
             Opened::Known => self.repeat(agent, idempotency_key, &digest, request.deliver).await,
             Opened::TaskEnded => Err(Error::TaskEnded),
-            Opened::TooMany(what) => Err(Error::TooMany(what)),
+            Opened::OverBudget(exceeded) => {
+                let scope = &request.scope;
+                store::tell_exceeded(&self.pool, &self.scribe, agent, scope, exceeded, now).await?;
+                Err(Error::OverBudget(exceeded))
+            }
             Opened::Frozen => {
                 let denied = NewOutcome::Denied { why: "frozen".to_owned() };
                 let denied = lease(Vec::new(), denied);
@@ -165,6 +169,14 @@ impl Broker {
             }
             Err(error) => return Err(Error::Invalid(error.to_string())),
         };
+        // Waiting would not help.
+        let at_once = self.limits().resources_at_once();
+        if usize::try_from(at_once).is_ok_and(|it| it < narrowed.resources.len()) {
+            return deny(format!(
+                "it is on {} resources, and a budget is {at_once} an hour: ask for fewer",
+                narrowed.resources.len()
+            ));
+        }
         let asked = Asked {
             scope,
             actions: narrowed.actions.iter().map(|it| (it.action.as_str(), it.class)).collect(),

@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use time::Duration;
 
 use crate::actions;
@@ -86,14 +86,17 @@ pub struct Dev {
     pub software_keys: bool,
 }
 
-/// Limits, each enforced in the database, so that they hold across replicas.
+/// Budgets, enforced in the database so that they hold across replicas, and times.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    pub lease_requests_per_minute: u32,
-    pub pending_leases_per_agent: u32,
-    pub live_leases_per_agent: u32,
-    pub live_leases_per_sponsor: u32,
+    /// Of one agent of one sponsor.
+    pub agent: Budget,
+    /// Of one task of an agent.
+    pub task: Budget,
+    /// Of one sponsor: all of their agents together.
+    #[serde(deserialize_with = "sponsor_budget")]
+    pub sponsor: Budget,
     /// How long a pending lease waits for signatures.
     pub sign_within: Span,
     /// How long an approved lease waits to be claimed.
@@ -107,10 +110,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            lease_requests_per_minute: 10,
-            pending_leases_per_agent: 5,
-            live_leases_per_agent: 20,
-            live_leases_per_sponsor: 50,
+            agent: Budget::AGENT,
+            task: Budget::AGENT,
+            sponsor: Budget::SPONSOR,
             sign_within: Span(Duration::minutes(30)),
             claim_within: Span(Duration::minutes(15)),
             settle_within: Span(Duration::seconds(30)),
@@ -119,17 +121,106 @@ impl Default for Limits {
     }
 }
 
+/// How much may be asked for and held; each at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Budget {
+    /// Approved and issued leases that have not ended.
+    pub live_leases: u32,
+    pub pending_leases: u32,
+    /// All that were recorded, denied ones too.
+    pub requests_per_minute: u32,
+    /// Distinct scopes of requests that were not denied.
+    pub scopes_per_hour: u32,
+    /// Distinct resources of requests that were not denied; a pattern is one.
+    pub resources_per_hour: u32,
+    /// Requests that people had to sign, and that were not denied.
+    pub signed_per_day: u32,
+}
+
+impl Budget {
+    const AGENT: Self = Self {
+        live_leases: 20,
+        pending_leases: 5,
+        requests_per_minute: 10,
+        scopes_per_hour: 10,
+        resources_per_hour: 100,
+        signed_per_day: 20,
+    };
+    const SPONSOR: Self = Self {
+        live_leases: 50,
+        pending_leases: 20,
+        requests_per_minute: 60,
+        scopes_per_hour: 20,
+        resources_per_hour: 300,
+        signed_per_day: 50,
+    };
+
+    /// As written in the file, and `default` where nothing is.
+    fn read<'de, D: Deserializer<'de>>(file: D, default: Self) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Written {
+            live_leases: Option<u32>,
+            pending_leases: Option<u32>,
+            requests_per_minute: Option<u32>,
+            scopes_per_hour: Option<u32>,
+            resources_per_hour: Option<u32>,
+            signed_per_day: Option<u32>,
+        }
+        let it = Written::deserialize(file)?;
+        Ok(Self {
+            live_leases: it.live_leases.unwrap_or(default.live_leases),
+            pending_leases: it.pending_leases.unwrap_or(default.pending_leases),
+            requests_per_minute: it.requests_per_minute.unwrap_or(default.requests_per_minute),
+            scopes_per_hour: it.scopes_per_hour.unwrap_or(default.scopes_per_hour),
+            resources_per_hour: it.resources_per_hour.unwrap_or(default.resources_per_hour),
+            signed_per_day: it.signed_per_day.unwrap_or(default.signed_per_day),
+        })
+    }
+
+    /// Each by name.
+    pub const fn numbers(&self) -> [(&'static str, u32); 6] {
+        [
+            ("live_leases", self.live_leases),
+            ("pending_leases", self.pending_leases),
+            ("requests_per_minute", self.requests_per_minute),
+            ("scopes_per_hour", self.scopes_per_hour),
+            ("resources_per_hour", self.resources_per_hour),
+            ("signed_per_day", self.signed_per_day),
+        ]
+    }
+}
+
+impl<'de> Deserialize<'de> for Budget {
+    fn deserialize<D: Deserializer<'de>>(file: D) -> Result<Self, D::Error> {
+        Self::read(file, Self::AGENT)
+    }
+}
+
+fn sponsor_budget<'de, D: Deserializer<'de>>(file: D) -> Result<Budget, D::Error> {
+    Budget::read(file, Budget::SPONSOR)
+}
+
 impl Limits {
+    /// Each budget with its name.
+    fn budgets(&self) -> [(&'static str, &Budget); 3] {
+        [("agent", &self.agent), ("task", &self.task), ("sponsor", &self.sponsor)]
+    }
+
+    /// The most resources that one request can be on: more are over a budget at any time.
+    pub fn resources_at_once(&self) -> u32 {
+        let most = self.budgets().map(|(_, it)| it.resources_per_hour);
+        most.into_iter().min().unwrap_or_default()
+    }
+
     /// Each by name, where more allows more.
     pub fn numbers(&self) -> Vec<(String, u32)> {
-        vec![
-            ("lease_requests_per_minute".to_owned(), self.lease_requests_per_minute),
-            ("pending_leases_per_agent".to_owned(), self.pending_leases_per_agent),
-            ("live_leases_per_agent".to_owned(), self.live_leases_per_agent),
-            ("live_leases_per_sponsor".to_owned(), self.live_leases_per_sponsor),
-            ("sign_within seconds".to_owned(), self.sign_within.seconds()),
-            ("claim_within seconds".to_owned(), self.claim_within.seconds()),
-        ]
+        let budgets = self.budgets().into_iter().flat_map(|(whose, budget)| {
+            budget.numbers().map(|(name, limit)| (format!("{whose}.{name}"), limit))
+        });
+        let times = [("sign_within", self.sign_within), ("claim_within", self.claim_within)];
+        let times = times.map(|(name, it)| (format!("{name} seconds"), it.seconds()));
+        budgets.chain(times).collect()
     }
 }
 
@@ -262,6 +353,13 @@ impl Settings {
         if self.limits.settle_within.0 < self.aws.call_timeout.0 * 3 {
             return Err("limits.settle_within must be at least three times aws.call_timeout, or a slow mint is taken for a crashed one".into());
         }
+        for (whose, budget) in self.limits.budgets() {
+            if let Some((name, _)) = budget.numbers().into_iter().find(|(_, limit)| *limit == 0) {
+                return Err(format!(
+                    "limits.{whose}.{name} = 0: write 1 or more; that nothing is issued to somebody is a freeze, or a rule in policies/"
+                ));
+            }
+        }
         Ok(())
     }
 }
@@ -302,5 +400,23 @@ mod tests {
         assert!(unknown.contains("line 8") && unknown.contains("unknown field"), "{unknown}");
         let span = settings(&format!("{GOOD}[limits]\nsign_within = \"30\"\n")).unwrap_err();
         assert!(span.contains("write whole seconds or more"), "{span}");
+    }
+
+    #[test]
+    fn a_budget_keeps_its_defaults_beside_what_is_written_and_is_never_zero() {
+        let written = settings(&format!(
+            "{GOOD}[limits]\nsign_within = \"1h\"\n[limits.sponsor]\nlive_leases = 3\n[limits.task]\nscopes_per_hour = 2\n"
+        ));
+        let limits = written.unwrap().limits;
+        assert_eq!(limits.agent, Budget::AGENT);
+        assert_eq!(limits.task, Budget { scopes_per_hour: 2, ..Budget::AGENT });
+        assert_eq!(limits.sponsor, Budget { live_leases: 3, ..Budget::SPONSOR });
+
+        let zero = settings(&format!("{GOOD}[limits.sponsor]\nsigned_per_day = 0\n")).unwrap_err();
+        assert!(zero.contains("limits.sponsor.signed_per_day = 0: write 1 or more"), "{zero}");
+        let unknown = settings(&format!("{GOOD}[limits.task]\nleases = 1\n")).unwrap_err();
+        assert!(unknown.contains("unknown field") && unknown.contains("leases"), "{unknown}");
+        let old = settings(&format!("{GOOD}[limits]\nlive_leases_per_agent = 1\n")).unwrap_err();
+        assert!(old.contains("unknown field") && old.contains("`agent`"), "{old}");
     }
 }

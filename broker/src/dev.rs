@@ -42,6 +42,11 @@ const PEOPLE_RULES: &str = include_str!("../../config/policies/people.cedar");
 const EXTERNAL_ID: &str = "external_id = \"demo\"";
 /// What a shell reads to use the stack; there while it runs.
 const ENVIRONMENT: &str = "dev.env";
+/// Table `[limits]`, as far as it is budgets: enough for whatever is tried by hand or by a test.
+pub const WIDE_BUDGETS: &str = "\
+agent = { live_leases = 2000, pending_leases = 200, requests_per_minute = 600, scopes_per_hour = 1000, resources_per_hour = 10000, signed_per_day = 5000 }
+task = { live_leases = 2000, pending_leases = 200, requests_per_minute = 600, scopes_per_hour = 1000, resources_per_hour = 10000, signed_per_day = 5000 }
+sponsor = { live_leases = 5000, pending_leases = 500, requests_per_minute = 600, scopes_per_hour = 1000, resources_per_hour = 10000, signed_per_day = 5000 }";
 const DATABASE: &str = "broker";
 const AGENT: &str = "demo-agent";
 const TASK: &str = "demo";
@@ -274,8 +279,7 @@ fn write_config(
     let settings = format!(
         "# Written at each start of `brokerd dev`.\norigin = \"{origin}\"\nlisten = \"{listen}\"\ninstance_key = \"instance.pem\"\n\n\
          [aws]\nregion = \"{}\"\n\n\
-         [home]\nresources = [\"arn:aws:iam::000000000000:user/broker\", \"arn:aws:s3:::broker-*\"]\n\n[limits]\nlease_requests_per_minute = 600\npending_leases_per_agent = 200\n\
-         live_leases_per_agent = 2000\nlive_leases_per_sponsor = 5000\n\n\
+         [home]\nresources = [\"arn:aws:iam::000000000000:user/broker\", \"arn:aws:s3:::broker-*\"]\n\n[limits]\n{WIDE_BUDGETS}\n\
          # Only `brokerd dev` accepts this table: the demo people's keys are files that any program can use.\n[dev]\nsoftware_keys = true\n",
         emulator::REGION
     );

@@ -3,12 +3,15 @@
 use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
 
 use crate::aws::MintError;
 use crate::identity::TokenError;
-use crate::lease::{LeaseId, LeaseState};
+use crate::lease::{Budgeted, LeaseId, LeaseState};
 use crate::problem::{Extension, Kind, Problem};
 use crate::statement::StatementError;
+use crate::store::Exceeded;
 use crate::verify::Rejection;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -51,8 +54,8 @@ pub enum Error {
     StoppedMeanwhile(LeaseId),
     #[error("no credentials were issued under lease {id}")]
     Mint { id: LeaseId, signed: bool, source: MintError },
-    #[error("too many {0}")]
-    TooMany(&'static str),
+    #[error("the {}'s budget of {} {} has no room for this until {}", .0.of, .0.limit, .0.budget.plain(), rfc3339(.0.retry_at))]
+    OverBudget(Exceeded),
     #[error("the database did not answer")]
     Database(#[from] sqlx::Error),
     #[error("the stored statement cannot be read")]
@@ -83,7 +86,7 @@ impl Error {
                 Kind::CloudRefused
             }
             Self::Mint { .. } => Kind::CloudUnavailable,
-            Self::TooMany(_) => Kind::TooManyRequests,
+            Self::OverBudget(_) => Kind::OverBudget,
             Self::Database(error) if is_away(error) => Kind::DatabaseUnavailable,
             Self::Database(_) | Self::Statement(_) | Self::Internal(_) => Kind::Internal,
         }
@@ -126,11 +129,22 @@ impl Error {
             Self::Mint { signed: true, .. } => "A signed lease mints once: ask for a new lease, and have it signed.".into(),
             Self::Mint { source: MintError::Refused { .. }, .. } => "Operations: compare the role's trust policy with the scope.".into(),
             Self::Mint { .. } => "Try again in a minute.".into(),
-            Self::TooMany(_) => "Wait a minute. Leases that wait or are approved and not needed can be taken back: `broker leases`, `broker withdraw`.".into(),
+            Self::OverBudget(Exceeded { budget: Budgeted::LiveLeases | Budgeted::PendingLeases, .. }) => "Take back what is not needed (`broker leases`, `broker withdraw`), or ask again at `retry_at`. No other credential on this machine is meant for it.".into(),
+            Self::OverBudget(_) => "Ask again at `retry_at`, and not before; if the task needs more, ask its sponsor. No other credential on this machine is meant for it.".into(),
             Self::Database(error) if is_away(error) => "Try again in a minute; no credentials left the broker.".into(),
             Self::Database(_) | Self::Statement(_) | Self::Internal(_) => "Tell operations; the server's log says more.".into(),
         }
     }
+}
+
+/// Rounded up, and at least one: whoever comes back then is not too early.
+fn whole_seconds(wait: Duration) -> i64 {
+    let begun = i64::from(0 < wait.subsec_nanoseconds());
+    (wait.whole_seconds() + begun).max(1)
+}
+
+fn rfc3339(at: OffsetDateTime) -> String {
+    at.format(&Rfc3339).expect("a year of four digits")
 }
 
 /// Whether the database could not be asked, as opposed to having said something unexpected.
@@ -142,9 +156,10 @@ fn is_away(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::Protocol(_) => true,
-        // Class 08: connection; 57P: shutting down or starting up; 53: out of connections, memory or disk.
+        // Class 08: connection; 57P: shutting down or starting up; 53: out of connections, memory or disk;
+        // 57014: the statement timeout.
         sqlx::Error::Database(error) => error.code().is_some_and(|it| {
-            it.starts_with("08") || it.starts_with("57P") || it.starts_with("53")
+            it.starts_with("08") || it.starts_with("57P") || it.starts_with("53") || it == "57014"
         }),
         _ => false,
     }
@@ -165,18 +180,29 @@ impl IntoResponse for Error {
             Self::Ended { state, .. } => Some(state.to_string()),
             _ => None,
         };
-        let extension = Extension { next: Some(self.next()), reason, lease_id: self.lease_id() };
+        let mut extension = Extension {
+            next: Some(self.next()),
+            reason,
+            lease_id: self.lease_id(),
+            ..Extension::default()
+        };
+        if let Self::OverBudget(exceeded) = &self {
+            extension.retry_at = Some(exceeded.retry_at);
+            extension.budget = Some(exceeded.budget.to_string());
+            extension.of = Some(exceeded.of.to_string());
+            extension.limit = Some(exceeded.limit);
+        }
         let problem = problem(kind, self.to_string(), extension);
         let mut response = (status, serde_json::to_string(&problem).expect("a problem serializes"))
             .into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Self::OverBudget(exceeded) = &self {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(exceeded.wait)));
+        }
         match kind {
             Kind::Unauthenticated => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            Kind::TooManyRequests => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
             }
             Kind::CloudUnavailable | Kind::DatabaseUnavailable => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
@@ -225,5 +251,23 @@ impl From<PathRejection> for Error {
 impl From<QueryRejection> for Error {
     fn from(rejection: QueryRejection) -> Self {
         Self::Invalid(rejection.body_text())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_told_in_whole_seconds_and_never_too_short() {
+        for (wait, told) in [
+            (Duration::seconds(59), 59),
+            (Duration::microseconds(59_000_001), 60),
+            (Duration::microseconds(1), 1),
+            (Duration::ZERO, 1),
+            (Duration::seconds(-5), 1),
+        ] {
+            assert_eq!(whole_seconds(wait), told, "{wait}");
+        }
     }
 }

@@ -105,7 +105,9 @@ async fn openapi() -> Json<utoipa::openapi::OpenApi> {
 /// Asks for a lease.
 #[utoipa::path(post, path = "/v1/leases", request_body = wire::LeaseRequest,
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body give the same lease")),
-    responses((status = 201, body = wire::Lease, description = "Approved, or issued"), (status = 202, body = wire::Lease, description = "Waits for signatures")))]
+    responses((status = 201, body = wire::Lease, description = "Approved, or issued"), (status = 202, body = wire::Lease, description = "Waits for signatures"),
+        (status = 429, description = "A budget has no room until `retry_at`; the problem document also has `budget`, `of` and `limit`",
+            headers(("Retry-After" = u32, description = "Seconds until then, rounded up")))))]
 async fn request(
     State(broker): Server,
     Agent(agent): Agent,

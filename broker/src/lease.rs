@@ -238,6 +238,37 @@ spelled! {
     Decision { Approve = "approve", Refuse = "refuse" }
 }
 
+spelled! {
+    /// What a budget limits.
+    Budgeted {
+        LiveLeases = "live_leases",
+        PendingLeases = "pending_leases",
+        RequestsPerMinute = "requests_per_minute",
+        ScopesPerHour = "scopes_per_hour",
+        ResourcesPerHour = "resources_per_hour",
+        SignedPerDay = "signed_per_day",
+    }
+}
+
+impl Budgeted {
+    /// In plain words, after a number.
+    pub const fn plain(self) -> &'static str {
+        match self {
+            Self::LiveLeases => "live leases",
+            Self::PendingLeases => "pending leases",
+            Self::RequestsPerMinute => "requests a minute",
+            Self::ScopesPerHour => "scopes an hour",
+            Self::ResourcesPerHour => "resources an hour",
+            Self::SignedPerDay => "leases a day that people sign",
+        }
+    }
+}
+
+spelled! {
+    /// Whose budget.
+    Whose { Agent = "agent", Task = "task", Sponsor = "sponsor" }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -143,15 +143,12 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve { config, database_url } => serve(config, &database_url).await?,
+        Command::Serve { config, database_url } => Box::pin(serve(config, &database_url)).await?,
         Command::Dev { dir, listen, user } => {
             let dir = dir.map_or_else(|| user.dev_dir(), Ok)?;
             let cache_dir = user.cache_dir()?;
-            dev::run(
-                dev::Options { dir, listen, cache_dir, search_path: user.search_path },
-                stopped()?,
-            )
-            .await?;
+            let options = dev::Options { dir, listen, cache_dir, search_path: user.search_path };
+            Box::pin(dev::run(options, stopped()?)).await?;
         }
         Command::Migrate { database_url } => {
             store::migrate(&database_url).await?;

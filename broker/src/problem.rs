@@ -22,7 +22,7 @@ pub enum Kind {
     CloudRefused,
     CloudUnavailable,
     DatabaseUnavailable,
-    TooManyRequests,
+    OverBudget,
     Internal,
 }
 
@@ -45,7 +45,7 @@ impl Kind {
         Self::CloudRefused,
         Self::CloudUnavailable,
         Self::DatabaseUnavailable,
-        Self::TooManyRequests,
+        Self::OverBudget,
         Self::Internal,
     ];
 
@@ -86,7 +86,7 @@ impl Kind {
             Self::DatabaseUnavailable => {
                 ("/problems/database-unavailable", 503, "The database is away", 9)
             }
-            Self::TooManyRequests => ("/problems/too-many-requests", 429, "Too many requests", 9),
+            Self::OverBudget => ("/problems/over-budget", 429, "Over budget", 9),
             Self::Internal => ("/problems/internal", 500, "Internal error", 1),
         }
     }
@@ -125,6 +125,20 @@ pub struct Extension {
     pub reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_id: Option<crate::lease::LeaseId>,
+    /// When the same request may be made again, and the next three: the budget that has no room until then.
+    #[serde(
+        default,
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub retry_at: Option<time::OffsetDateTime>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<String>,
+    /// Whose budget: the agent's, its task's or its sponsor's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<i64>,
 }
 
 /// A problem document as it travels.

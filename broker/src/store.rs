@@ -3,6 +3,7 @@
 //! A state change and its events are one transaction, mostly one statement. Whoever locks a lease and a session
 //! locks the lease first.
 
+mod budget;
 mod request;
 
 mod claim;
@@ -20,6 +21,7 @@ use sqlx::{Connection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+pub use self::budget::{Exceeded, Usage, Used, tell_exceeded, usage};
 pub use self::claim::{
     Approval, Claimable, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
 };

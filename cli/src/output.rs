@@ -96,7 +96,7 @@ impl Failure {
     pub(crate) fn status(status: u16) -> Self {
         let kind = match status {
             401 => Kind::Unauthenticated,
-            429 => Kind::TooManyRequests,
+            429 => Kind::OverBudget,
             502..=504 => Kind::CloudUnavailable,
             _ => Kind::Internal,
         };
@@ -115,6 +115,11 @@ impl Failure {
         let lease_id = problem.extensions.lease_id;
         if let Some(id) = lease_id.filter(|id| !detail.contains(&id.to_string())) {
             let _ = write!(detail, " (lease {id})");
+        }
+        if let Some(at) = problem.extensions.retry_at {
+            // A second begun is one to wait for.
+            let at = at + time::Duration::nanoseconds(999_999_999);
+            let _ = write!(detail, "\nretry at  {}", utc(at));
         }
         let next = problem.extensions.next.unwrap_or_else(|| next_after(exit, lease_id));
         let mut failure = Self::new(exit, title, detail.trim(), next);
@@ -161,7 +166,7 @@ impl Failure {
 
     /// Whether the same request may well succeed a little later.
     pub(crate) fn may_pass(&self) -> bool {
-        self.exit == UNREACHABLE || self.exit == Kind::TooManyRequests.exit_code()
+        self.exit == UNREACHABLE || self.exit == Kind::OverBudget.exit_code()
     }
 
     /// Words for stderr: `error: title: detail`, then `next: …`.

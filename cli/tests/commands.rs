@@ -187,7 +187,7 @@ fn every_failure_with_env_output_prints_the_unset_line_and_its_exit_code() {
     };
     let (denied, _) = serve(|_, _| problem("denied", 403));
     let (frozen, _) = serve(|_, _| problem("frozen", 403));
-    let (busy, _) = serve(|_, _| problem("too-many-requests", 429));
+    let (busy, _) = serve(|_, _| problem("over-budget", 429));
     let (stranger, _) = serve(|_, _| problem("unauthenticated", 401));
     let (refused, _) = serve(|_, _| Answer::Json(201, lease("refused")));
     let (other, _) = serve(|_, _| Answer::Json(200, json!("hello")));
@@ -216,6 +216,22 @@ fn every_failure_with_env_output_prints_the_unset_line_and_its_exit_code() {
         broker(&other, home.path(), &["lease", "--scope", "s", "-o", "env"]).output().unwrap();
     assert_exit(&output, 2);
     assert_eq!(out(&output), UNSET);
+}
+
+#[test]
+fn who_is_over_budget_is_told_when_to_come_back() {
+    let (url, seen) = serve(|_, _| {
+        let mut document = json!({ "type": "/problems/over-budget", "title": "Over budget", "status": 429, "detail": "d", "next": "n" });
+        document["retry_at"] = json!("2026-01-01T12:01:00.5Z");
+        document["budget"] = json!("requests_per_minute");
+        Answer::Json(429, document)
+    });
+    let output = run(&url, &["lease", "--scope", "s", "-o", "json"]);
+    assert_exit(&output, 9);
+    assert_eq!(err(&output), "error: Over budget: d\n  retry at  2026-01-01T12:01:01Z\nnext: n\n");
+    let document: Value = serde_json::from_str(&out(&output)).unwrap();
+    assert_eq!(document["budget"], "requests_per_minute");
+    assert_eq!(seen.lock().unwrap().len(), 1, "asking again by itself would not help");
 }
 
 #[test]

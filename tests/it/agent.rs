@@ -395,44 +395,6 @@ async fn a_claim_and_a_request_stop_at_a_freeze_of_any_kind() {
 }
 
 #[tokio::test]
-async fn limits_hold_and_say_when_to_come_back() {
-    let sts = FakeSts::start().await;
-    let tight = "[limits]\nlease_requests_per_minute = 6\npending_leases_per_agent = 1\nlive_leases_per_agent = 2\n";
-    let broker = TestBroker::new(Setup { settings: tight.into(), ..Setup::fake(&sts) }).await;
-    broker.pending_lease().await;
-    let second = broker.post("/v1/leases", production_write()).await;
-    assert_eq!(
-        (second.status, second.problem()),
-        (StatusCode::TOO_MANY_REQUESTS, "/problems/too-many-requests")
-    );
-    assert_eq!(second.headers["retry-after"], "60");
-    broker.staging_lease().await;
-    broker.staging_lease().await;
-    let third = broker.post("/v1/leases", json!({ "scope": "staging-rw" })).await;
-    assert!(
-        third.body["detail"].as_str().unwrap().contains("live leases of this agent"),
-        "{}",
-        third.body
-    );
-    // Denials count as requests: an agent cannot flood the record.
-    for _ in 0..3 {
-        assert_eq!(
-            broker.post("/v1/leases", json!({ "scope": "nope" })).await.problem(),
-            "/problems/denied"
-        );
-    }
-    assert_eq!(
-        broker.post("/v1/leases", json!({ "scope": "nope" })).await.problem(),
-        "/problems/too-many-requests"
-    );
-    broker.clock.advance(Duration::minutes(2));
-    assert_eq!(
-        broker.post("/v1/leases", json!({ "scope": "nope" })).await.problem(),
-        "/problems/denied"
-    );
-}
-
-#[tokio::test]
 async fn rules_that_became_stricter_stop_a_claim() {
     let sts = FakeSts::start().await;
     let broker = TestBroker::fake(&sts).await;
@@ -545,7 +507,7 @@ async fn letters_that_nothing_can_carry_are_refused_before_anything_is_written()
 #[tokio::test]
 async fn the_same_request_again_is_answered_at_the_limit_too() {
     let sts = FakeSts::start().await;
-    let settings = "[limits]\nlease_requests_per_minute = 1\n".to_owned();
+    let settings = "[limits]\nagent.requests_per_minute = 1\n".to_owned();
     let broker = TestBroker::new(Setup { settings, ..Setup::fake(&sts) }).await;
     let ask = async || {
         let body = Some(json!({ "scope": "staging-rw" }));
@@ -563,7 +525,7 @@ async fn the_same_request_again_is_answered_at_the_limit_too() {
     assert_eq!(ask().await.id(), first.id());
     assert_eq!(
         broker.post("/v1/leases", json!({ "scope": "staging-rw" })).await.problem(),
-        "/problems/too-many-requests"
+        "/problems/over-budget"
     );
 }
 

@@ -2,8 +2,8 @@
 
 use axum::http::StatusCode;
 use serde_json::json;
-use tests::TestBroker;
 use tests::sts::{FakeSts, Mood, SECRET_MARK};
+use tests::{TestBroker, wide_budgets};
 use time::Duration;
 
 /// Every way in which STS can let us down, with the problem it becomes.
@@ -31,7 +31,7 @@ fn moods(now: time::OffsetDateTime) -> Vec<(&'static str, Mood, &'static str)> {
 #[tokio::test]
 async fn whatever_sts_does_wrong_nothing_is_issued_and_everything_is_recorded() {
     let sts = FakeSts::start().await;
-    let settings = "[limits]\nlease_requests_per_minute = 600\n".to_owned();
+    let settings = wide_budgets();
     let broker = TestBroker::new(tests::Setup { settings, ..tests::Setup::fake(&sts) }).await;
     for (name, mood, problem) in moods(broker.clock.now()) {
         sts.set(mood);

@@ -21,7 +21,7 @@ use tests::program::{
 };
 use tests::stack::{self, Database};
 use tests::sts::{FakeSts, Mood, SECRET_MARK, TOKEN_MARK};
-use tests::{AGENT, Setup, production_write, write_config};
+use tests::{AGENT, Setup, production_write, wide_budgets, write_config};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -29,8 +29,6 @@ use uuid::Uuid;
 
 /// On a busy machine, too; a long poll takes longer.
 const SOON: Duration = Duration::from_secs(20);
-const LIMITS: &str = "lease_requests_per_minute = 1000\npending_leases_per_agent = 100\n\
-                      live_leases_per_agent = 1000\nlive_leases_per_sponsor = 1000\n";
 const AWAY: (u16, &str) = (503, "/problems/database-unavailable");
 
 /// What servers share: a database, an STS, a configuration and its instance key, and people with security keys.
@@ -56,7 +54,7 @@ impl Site {
             clock: clock.clone(),
             sts: sts.options(),
             software_keys: false,
-            settings: format!("{aws}\n[limits]\n{LIMITS}{limits}\n"),
+            settings: format!("{aws}\n{}{limits}\n", wide_budgets()),
             scopes: None,
         };
         let first_port = free_port().await;

@@ -12,18 +12,19 @@ use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tests::keys::Key;
 use tests::sts::{FakeSts, Mood};
-use tests::{AGENT, PRODUCTION_OBJECT, STAGING_OBJECT, Setup, TestBroker, production_write};
+use tests::{
+    AGENT, PRODUCTION_OBJECT, STAGING_OBJECT, Setup, TestBroker, production_write, wide_budgets,
+};
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime};
 use uuid::Uuid;
-
-const GENEROUS: &str = "[limits]\nlease_requests_per_minute = 600\npending_leases_per_agent = 100\nlive_leases_per_agent = 100\nlive_leases_per_sponsor = 100\n";
 
 /// `seq`, `id`, `type`, `body` and `leaf_hash` of `log_events`.
 type LogRow = (i64, Uuid, String, Vec<u8>, Vec<u8>);
 
 /// Everything that is recorded.
-const EVENT_TYPES: [&str; 22] = [
+const EVENT_TYPES: [&str; 23] = [
+    "budget.exceeded",
     "lease.approved",
     "lease.claim-refused",
     "lease.denied",
@@ -63,13 +64,13 @@ struct Walk {
 impl Walk {
     async fn new() -> Self {
         let sts = FakeSts::start().await;
-        let broker =
-            TestBroker::new(Setup { settings: GENEROUS.into(), ..Setup::fake(&sts) }).await;
+        let broker = TestBroker::new(Setup { settings: wide_budgets(), ..Setup::fake(&sts) }).await;
         let mut walk = Self { broker, leases: BTreeMap::new() };
         walk.people_and_rules_end_some().await;
         walk.the_cloud_ends_some(&sts).await;
         walk.time_ends_some(&sts).await;
         walk.others_go_on().await;
+        walk.one_is_over_budget(&sts).await;
         walk
     }
 
@@ -189,6 +190,18 @@ impl Walk {
             let answer = self.broker.send(Method::POST, "/v1/login", None, &[], Some(body)).await;
             assert_eq!(answer.status, status, "{}", answer.body);
         }
+    }
+
+    /// On a server with less room.
+    async fn one_is_over_budget(&mut self, sts: &FakeSts) {
+        let path = self.broker.config_dir.path().join("broker.toml");
+        let wide = std::fs::read_to_string(&path).expect("the configuration");
+        std::fs::write(&path, wide.replace("live_leases = 2000", "live_leases = 1"))
+            .expect("tight");
+        let replica = self.broker.replica(sts.options()).await;
+        std::fs::write(&path, wide).expect("as it was");
+        let answer = replica.post("/v1/leases", json!({ "scope": "staging-ro" })).await;
+        assert_eq!(answer.problem(), "/problems/over-budget", "{}", answer.body);
     }
 
     /// Stops a lease, as an operator's hand would.
@@ -404,7 +417,7 @@ async fn transaction(broker: &TestBroker, sql: String, id: LeaseId) -> i64 {
 #[tokio::test]
 async fn a_change_and_its_event_are_one_transaction() {
     let sts = FakeSts::start().await;
-    let broker = TestBroker::new(Setup { settings: GENEROUS.into(), ..Setup::fake(&sts) }).await;
+    let broker = TestBroker::new(Setup { settings: wide_budgets(), ..Setup::fake(&sts) }).await;
     let one =
         async |id, rows: &[&str], events: &[&str]| one_transaction(&broker, id, rows, events).await;
 
@@ -471,7 +484,7 @@ async fn a_change_and_its_event_are_one_transaction() {
 #[tokio::test]
 async fn a_change_whose_event_cannot_be_written_does_not_happen() {
     let sts = FakeSts::start().await;
-    let broker = TestBroker::new(Setup { settings: GENEROUS.into(), ..Setup::fake(&sts) }).await;
+    let broker = TestBroker::new(Setup { settings: wide_budgets(), ..Setup::fake(&sts) }).await;
     let (pending, unsigned) = (broker.pending_lease().await, broker.pending_lease().await);
     let (approved, unclaimed) = (broker.pending_lease().await, broker.staging_lease().await);
     broker.approve(approved, &broker.bob).await;
@@ -959,7 +972,7 @@ impl Rejections<'_> {
 #[expect(clippy::too_many_lines, reason = "one way to be rejected after another")]
 async fn each_rejected_signature_is_recorded_with_its_reason() {
     let sts = FakeSts::start().await;
-    let setup = Setup { software_keys: false, settings: GENEROUS.into(), ..Setup::fake(&sts) };
+    let setup = Setup { software_keys: false, settings: wide_budgets(), ..Setup::fake(&sts) };
     let broker = TestBroker::new(setup).await;
     let id = broker.pending_lease().await;
     let statement = broker.statement(id).await;

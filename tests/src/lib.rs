@@ -125,9 +125,8 @@ impl TestBroker {
         let config_dir = tempfile::tempdir().expect("a temporary directory");
         write_config(config_dir.path(), "http://localhost:1", &setup);
         let config = Config::load(config_dir.path()).expect("the test configuration is valid");
-        let broker = server::compose(config, &database.app_url, setup.sts, setup.clock.clone())
-            .await
-            .expect("composing does no I/O that can fail");
+        let composed = server::compose(config, &database.app_url, setup.sts, setup.clock.clone());
+        let broker = Box::pin(composed).await.expect("composing does no I/O that can fail");
 
         let people = People::enrol(&database, setup.software_keys, setup.clock.now()).await;
         let token = start_task(&database, &broker.tokens, AGENT, "alice", setup.clock.now()).await;
@@ -169,26 +168,7 @@ impl TestBroker {
         headers: &[(&str, &str)],
         body: Option<Value>,
     ) -> Answer {
-        let mut request = Request::builder().method(method).uri(path);
-        if let Some(token) = token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = match body {
-            Some(body) => request
-                .header(header::CONTENT_TYPE, "application/json")
-                .body(Body::from(body.to_string())),
-            None => request.body(Body::empty()),
-        };
-        let answer =
-            self.router.clone().oneshot(request.expect("a request")).await.expect("infallible");
-        let (parts, body) = answer.into_parts();
-        let bytes = body.collect().await.expect("a body").to_bytes();
-        let body = serde_json::from_slice(&bytes)
-            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
-        Answer { status: parts.status, headers: parts.headers, body }
+        Sender::of(self).send(method, path, token, headers, body).await
     }
 
     /// An unsigned lease on staging, approved and not claimed.
@@ -255,9 +235,8 @@ impl TestBroker {
     /// A second replica: another process would share only the database, the configuration and STS.
     pub async fn replica(&self, sts: StsOptions) -> Self {
         let config = Config::load(self.config_dir.path()).expect("loaded before");
-        let broker = server::compose(config, &self.database.app_url, sts, self.clock.clone())
-            .await
-            .expect("composed before");
+        let composed = server::compose(config, &self.database.app_url, sts, self.clock.clone());
+        let broker = Box::pin(composed).await.expect("composed before");
         Self {
             router: http::router(broker.clone()),
             broker,
@@ -271,6 +250,50 @@ impl TestBroker {
             config_dir: tempfile::tempdir().expect("a temporary directory"),
         }
     }
+}
+
+/// Sends to a broker, from a task of its own.
+#[derive(Clone)]
+pub struct Sender(Router);
+
+impl Sender {
+    pub fn of(broker: &TestBroker) -> Self {
+        Self(broker.router.clone())
+    }
+
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        headers: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = match body {
+            Some(body) => request
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Body::from(body.to_string())),
+            None => request.body(Body::empty()),
+        };
+        let answer = self.0.clone().oneshot(request.expect("a request")).await.expect("infallible");
+        let (parts, body) = answer.into_parts();
+        let bytes = body.collect().await.expect("a body").to_bytes();
+        let body = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+}
+
+/// More of `broker.toml`: budgets that no test uses up. More of table `limits` may follow.
+pub fn wide_budgets() -> String {
+    format!("[limits]\n{}\n", broker::dev::WIDE_BUDGETS)
 }
 
 /// A body that asks for a write to production.

@@ -4,7 +4,7 @@ use serde_json::json;
 use sqlx::PgPool;
 use time::{Duration, OffsetDateTime};
 
-use super::{NewSession, Result, Warrant};
+use super::{Exceeded, NewSession, Result, Warrant, word};
 use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::config::Limits;
 use crate::identity::Agent;
@@ -59,7 +59,6 @@ pub enum NewOutcome {
 
 /// What became of a new lease.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "made and consumed once a request, on one stack")]
 pub enum Opened {
     /// Written; with the warrant if it was claimed in the same commit.
     New(Option<Warrant>),
@@ -67,7 +66,8 @@ pub enum Opened {
     Known,
     TaskEnded,
     Frozen,
-    TooMany(&'static str),
+    /// No room in a budget. Nothing is written.
+    OverBudget(Exceeded),
 }
 
 /// Writes a lease, its statement, its claim and their events: one statement, one commit.
@@ -125,51 +125,40 @@ pub async fn open(
     let signers = sealed.as_ref().map(|it| &it.terms().signers);
     let terms_ref = terms.as_ref();
     let empty = Vec::new();
-    let approved = state == LeaseState::Approved;
     let row = sqlx::query!(
         r#"
         with gate as materialized (
-            select case
-                when not task_is_live($7, $4, $5, $24) then 'task-ended'
-                when exists (select from lease l where l.agent = $4 and l.sponsor = $5 and l.idempotency_key = $2) then 'known'
-                when (select count(*) from lease l where l.agent = $4 and $24 - interval '1 minute' < l.requested_at) >= $32
-                    then 'lease requests a minute for this agent'
-                when $22 = 'denied' then 'open'
-                when is_frozen($4, $5, $11, $12) then 'frozen'
-                when $22 = 'pending' and (select count(*) from lease l where l.agent = $4 and l.state = 'pending') >= $33
-                    then 'pending leases of this agent'
-                when (select count(*) from lease l where l.agent = $4 and l.state in ('approved', 'issued')) >= $34
-                    then 'live leases of this agent'
-                when (select count(*) from lease l where l.sponsor = $5 and l.state in ('approved', 'issued')) >= $35
-                    then 'live leases of this sponsor'
-                else 'open' end as verdict
+            select * from admit(agent => $3, sponsor => $4, task_id => $5, idempotency_key => $2, state => $21, scope => $9,
+                                environment => $10, resources => $16, limits => $27, at => $22)
         ), written as (
-            insert into lease (id, idempotency_key, request_sha256, agent, sponsor, actor, task_id, task, reason, rollback,
-                               scope, environment, tier, account, region, role_arn, actions, resources, assume_role,
-                               window_seconds, rules_sha256, decided_by, signatures_needed, eligible_signers, state,
-                               requested_at, sign_by, approved_at, claim_by, claimed_at, ends_at, ended_at, end_reason)
-            select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                   $36, $37, $23, $22, $24, $25, $26, $27, $28, $29, $30, $31
-              from gate where verdict = 'open'
+            insert into lease (id, idempotency_key, agent, sponsor, task_id, task, reason, rollback, scope, environment, tier,
+                               account, region, role_arn, actions, resources, assume_role, window_seconds, rules_sha256,
+                               decided_by, state, requested_at, sign_by, signatures_needed, eligible_signers, request_sha256,
+                               approved_at, claim_by, ends_at, claimed_at, ended_at, end_reason)
+            select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18::int, $19, $20, $21, $22, $23,
+                   $24, $25, $26, approved_at, approved_at + $28::int * interval '1 second',
+                   approved_at + $18::int * interval '1 second', case when $29::uuid is not null then $22 end,
+                   case when $21 = 'denied' then $22 end, $30
+              from gate, (select case when $21 = 'approved' then $22 end) as it (approved_at)
+             where verdict = 'open'
             on conflict (agent, sponsor, idempotency_key) do nothing
             returning id
         ), sealed as (
-            insert into statement (lease_id, bytes) select id, $38 from written where $38::bytea is not null
+            insert into statement (lease_id, bytes) select id, $31 from written where $31::bytea is not null
         ), claimed as (
             insert into session (id, lease_id, signed, state, session_name, claimed_at)
-            select $39, id, false, 'issuing', $40, $24 from written where $39::uuid is not null
+            select $29, id, false, 'issuing', $32, $22 from written where $29::uuid is not null
         ), told as (
-            select append_event(body) from written, unnest($41::bytea[]) as body
+            select append_event(body) from written, unnest($33::bytea[]) as body
         )
-        select verdict as "verdict!", exists (select from written) as "written!", (select count(*) from told) as "told!"
+        select verdict as "verdict!", budget, whose, allowed, retry_at,
+               exists (select from written) as "written!", (select count(*) from told) as "told!"
           from gate
         "#,
         id.0,
         lease.idempotency_key,
-        &lease.request_sha256[..],
         agent.name,
         agent.sponsor,
-        None::<String>,
         agent.task_id,
         lease.task,
         request.reason,
@@ -185,47 +174,38 @@ pub async fn open(
         terms_ref.map(|it| json!(it.assume_role)),
         terms_ref.map(|it| i32::try_from(it.window.whole_seconds()).expect("at most eight hours")),
         lease.rules_sha256,
+        &lease.decided_by,
         state.as_str(),
-        signers.map_or(&empty, |it| &it.eligible) as &Vec<String>,
         now,
         sealed.as_ref().map(|it| it.terms().sign_by),
-        approved.then_some(now),
-        approved.then_some(now + limits.claim_within.0),
-        claim.as_ref().map(|_| now),
-        terms_ref.filter(|_| approved).map(|it| now + it.window),
-        (state == LeaseState::Denied).then_some(now),
-        why,
-        i64::from(limits.lease_requests_per_minute),
-        i64::from(limits.pending_leases_per_agent),
-        i64::from(limits.live_leases_per_agent),
-        i64::from(limits.live_leases_per_sponsor),
-        &lease.decided_by,
         signers.map_or(0, |it| i16::try_from(it.needed).unwrap_or(i16::MAX)),
-        sealed.as_ref().map(Sealed::bytes),
+        signers.map_or(&empty, |it| &it.eligible) as &Vec<String>,
+        &lease.request_sha256[..],
+        json!({ "agent": limits.agent, "task": limits.task, "sponsor": limits.sponsor }),
+        i32::try_from(limits.claim_within.seconds()).expect("at most a year"),
         claim.as_ref().map(|it| it.id),
+        why,
+        sealed.as_ref().map(Sealed::bytes),
         claim.as_ref().map(|it| it.name.as_str()),
         &events[..],
     )
     .fetch_one(pool)
     .await?;
 
-    Ok(match row.verdict.as_str() {
-        "known" => Opened::Known,
-        "open" if !row.written => Opened::Known,
-        "open" => Opened::New(claim.zip(terms).map(|(session, terms)| Warrant {
-            lease_id: id,
-            session,
-            assume_role: terms.assume_role,
-            region: terms.region,
+    Ok(match (row.verdict.as_str(), row.budget, row.whose, row.allowed, row.retry_at) {
+        ("open", ..) if row.written => Opened::New(claim.zip(terms).map(|(session, terms)| {
+            Warrant { lease_id: id, session, assume_role: terms.assume_role, region: terms.region }
         })),
-        "task-ended" => Opened::TaskEnded,
-        "frozen" => Opened::Frozen,
-        "lease requests a minute for this agent" => {
-            Opened::TooMany("lease requests a minute for this agent")
+        ("open" | "known", ..) => Opened::Known,
+        ("task-ended", ..) => Opened::TaskEnded,
+        ("frozen", ..) => Opened::Frozen,
+        ("over-budget", Some(budget), Some(of), Some(limit), Some(retry_at)) => {
+            let (budget, of) = (word(&budget)?, word(&of)?);
+            Opened::OverBudget(Exceeded { budget, of, limit, retry_at, wait: retry_at - now })
         }
-        "pending leases of this agent" => Opened::TooMany("pending leases of this agent"),
-        "live leases of this agent" => Opened::TooMany("live leases of this agent"),
-        _ => Opened::TooMany("live leases of this sponsor"),
+        (verdict, ..) => {
+            return Err(sqlx::Error::Decode(format!("admit() says {verdict:?}").into()));
+        }
     })
 }
 

@@ -1,0 +1,133 @@
+//! Budgets: who is over one, and what is left. They are enforced where a lease is opened.
+
+use serde_json::json;
+use sqlx::PgPool;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use super::{Result, word};
+use crate::audit::{Actor, EventType, Scribe, Subject};
+use crate::identity::Agent;
+use crate::lease::{Budgeted, Whose};
+
+/// The budget that has no room for a request; of several, the one that takes longest to have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exceeded {
+    pub budget: Budgeted,
+    pub of: Whose,
+    pub limit: i64,
+    /// When there will be room for the same request, if nothing else is asked until then.
+    pub retry_at: OffsetDateTime,
+    /// From when it was asked until then.
+    pub wait: Duration,
+}
+
+/// Records that `agent` is over a budget, once a minute for each: a loop in an agent must not fill the log.
+pub async fn tell_exceeded(
+    pool: &PgPool,
+    scribe: &Scribe,
+    agent: &Agent,
+    scope: &str,
+    exceeded: Exceeded,
+    now: OffsetDateTime,
+) -> Result<()> {
+    let subject = Subject {
+        agent: Some(&agent.name),
+        sponsor: Some(&agent.sponsor),
+        scope: Some(scope),
+        ..Subject::default()
+    };
+    let detail = json!({
+        "budget": exceeded.budget,
+        "of": exceeded.of,
+        "limit": exceeded.limit,
+        "retry_at": exceeded.retry_at.format(&Rfc3339).expect("a year of four digits"),
+        "task_id": agent.task_id,
+    });
+    let actor = Actor::Agent(&agent.name);
+    let event = scribe.body(EventType::BudgetExceeded, actor, subject, detail, now);
+    // Looks before it writes: a loop that is told already costs no commit.
+    sqlx::query!(
+        r#"
+        with due as (
+            insert into over_budget as o (sponsor, agent, whose, budget, told_at)
+            select $1, $2, $3, $4, $5
+             where not exists (select from over_budget o where o.sponsor = $1 and o.agent = $2 and o.whose = $3 and o.budget = $4
+                                                           and $5::timestamptz - interval '1 minute' < o.told_at)
+            on conflict (sponsor, agent, whose, budget) do update set told_at = excluded.told_at
+             where o.told_at <= excluded.told_at - interval '1 minute'
+            returning o.told_at
+        )
+        select append_event($6) as seq from due
+        "#,
+        agent.sponsor,
+        agent.name,
+        exceeded.of.as_str(),
+        exceeded.budget.as_str(),
+        now,
+        event,
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(())
+}
+
+/// What counts against the budgets at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// The agent, under this sponsor.
+    pub agent: Used,
+    pub task: Used,
+    pub sponsor: Used,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    pub live_leases: i64,
+    pub pending_leases: i64,
+    pub requests_last_minute: i64,
+    pub scopes_last_hour: i64,
+    pub resources_last_hour: i64,
+    pub signed_last_day: i64,
+}
+
+/// What counts against the budgets of `agent`, of its task and of its sponsor. Nothing is reserved by looking.
+pub async fn usage(
+    pool: &PgPool,
+    agent: &str,
+    sponsor: &str,
+    task_id: Uuid,
+    now: OffsetDateTime,
+) -> Result<Usage> {
+    let rows = sqlx::query!(
+        r#"
+        select whose as "whose!", budget as "budget!", count(*) as "used!"
+          from counted($1, $2, $3, $4) group by whose, budget
+        "#,
+        agent,
+        sponsor,
+        task_id,
+        now,
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut usage = Usage::default();
+    for row in rows {
+        let of = match word(&row.whose)? {
+            Whose::Agent => &mut usage.agent,
+            Whose::Task => &mut usage.task,
+            Whose::Sponsor => &mut usage.sponsor,
+        };
+        let field = match word(&row.budget)? {
+            Budgeted::LiveLeases => &mut of.live_leases,
+            Budgeted::PendingLeases => &mut of.pending_leases,
+            Budgeted::RequestsPerMinute => &mut of.requests_last_minute,
+            Budgeted::ScopesPerHour => &mut of.scopes_last_hour,
+            Budgeted::ResourcesPerHour => &mut of.resources_last_hour,
+            Budgeted::SignedPerDay => &mut of.signed_last_day,
+        };
+        *field = row.used;
+    }
+    Ok(usage)
+}
