@@ -25,8 +25,8 @@ use crate::statement::{
     Signers, canonical,
 };
 use crate::store::{
-    self, Claimable, Find, NewLease, NewOutcome, NewSession, NewSignature, Obstacle, Opened, Terms,
-    Viewer, Warrant,
+    self, Admission, Claimable, Find, NewLease, NewOutcome, NewSession, NewSignature, Obstacle,
+    Opened, Terms, Viewer, Warrant,
 };
 use crate::verify::{self, Rejection, Signer, UnverifiedSignature};
 use crate::{catalogue, lease, wire};
@@ -250,48 +250,50 @@ impl Broker {
             Err(error) => return Err(error),
         };
         explanation.decided_by = decided_by;
-        let terms = match outcome {
+        let (state, terms) = match outcome {
             NewOutcome::Denied { why } => {
                 (explanation.outcome, explanation.why) = (WouldBe::Denied, why);
-                return Ok(explanation);
+                (LeaseState::Denied, None)
             }
             NewOutcome::Approved { terms, .. } => {
                 (explanation.outcome, explanation.why) =
                     (WouldBe::Issued, "it would be issued at once".into());
-                terms
+                (LeaseState::Approved, Some(terms))
             }
             NewOutcome::Pending { terms, sealed } => {
                 let signers = &sealed.terms().signers;
-                explanation.outcome = WouldBe::Pending;
-                explanation.why = format!(
-                    "it would wait for {} of {}",
-                    signers.needed,
-                    signers.eligible.join(", ")
+                let eligible = signers.eligible.join(", ");
+                (explanation.outcome, explanation.why) = (
+                    WouldBe::Pending,
+                    format!("it would wait for {} of {eligible}", signers.needed),
                 );
                 explanation.signatures_needed = signers.needed;
                 explanation.eligible_signers.clone_from(&signers.eligible);
                 explanation.assurance = Some(signers.assurance);
-                terms
+                (LeaseState::Pending, Some(terms))
             }
         };
-        if store::is_frozen(&self.pool, agent, &request.scope, terms.environment).await? {
-            (explanation.outcome, explanation.why) =
-                (WouldBe::Frozen, "a freeze stands; nothing is issued until it is lifted".into());
+        let (limits, name) = (self.limits(), &request.scope);
+        let admission =
+            store::admission(&self.pool, &limits, agent, state, name, terms.as_ref(), now).await?;
+        match admission {
+            Admission::Open => {}
+            Admission::TaskEnded => return Err(Error::TaskEnded),
+            Admission::Frozen => {
+                (explanation.outcome, explanation.why) = (
+                    WouldBe::Frozen,
+                    "a freeze stands; nothing is issued until it is lifted".into(),
+                );
+            }
+            Admission::OverBudget(exceeded) => {
+                (explanation.outcome, explanation.why) =
+                    (WouldBe::OverBudget, Error::OverBudget(exceeded).to_string());
+                explanation.retry_at = Some(exceeded.retry_at);
+            }
         }
-        explanation.actions = terms
-            .actions
-            .iter()
-            .filter_map(|it| scope?.action(it))
-            .map(|it| wire::ExplainedAction {
-                action: it.name().to_owned(),
-                class: it.class,
-                any_resource: !it.action.takes_resources(),
-            })
-            .collect();
-        explanation.resources = terms.resources;
-        explanation.ttl_seconds = Some(Span(terms.window).seconds());
-        explanation.session_seconds = Some(terms.assume_role.duration_seconds);
-        explanation.session_policy = Some(terms.assume_role.policy);
+        if let (Some(scope), Some(terms)) = (scope, terms) {
+            explain_terms(&mut explanation, scope, terms);
+        }
         Ok(explanation)
     }
 
@@ -1029,8 +1031,9 @@ impl Broker {
         if !self.config.policy.reads_usage() {
             return Ok(Usage::default());
         }
-        let _ = (agent, now);
-        Ok(Usage::default())
+        let used =
+            store::usage(&self.pool, &agent.name, &agent.sponsor, agent.task_id, now).await?;
+        Ok(used.agent)
     }
 
     fn limits(&self) -> Limits {
@@ -1135,11 +1138,26 @@ fn terms(scope: &catalogue::Scope, narrowed: Narrowed) -> Terms {
     }
 }
 
+fn explain_terms(explanation: &mut wire::Explanation, scope: &catalogue::Scope, terms: Terms) {
+    let action = |it: &catalogue::ScopeAction| wire::ExplainedAction {
+        action: it.name().to_owned(),
+        class: it.class,
+        any_resource: !it.action.takes_resources(),
+    };
+    explanation.actions =
+        terms.actions.iter().filter_map(|it| scope.action(it)).map(action).collect();
+    explanation.resources = terms.resources;
+    explanation.ttl_seconds = Some(Span(terms.window).seconds());
+    explanation.session_seconds = Some(terms.assume_role.duration_seconds);
+    explanation.session_policy = Some(terms.assume_role.policy);
+}
+
 /// Of what is not a request yet: invalid, until it proves to be one.
 fn explanation(scope: Option<&catalogue::Scope>, name: &str) -> wire::Explanation {
     wire::Explanation {
         outcome: WouldBe::Invalid,
         why: String::new(),
+        retry_at: None,
         decided_by: Vec::new(),
         scope: name.to_owned(),
         environment: scope.map(|it| it.environment),

@@ -220,6 +220,8 @@ spelled! {
         Invalid = "invalid",
         /// A freeze stands.
         Frozen = "frozen",
+        /// A budget has no room for it now.
+        OverBudget = "over-budget",
     }
 }
 

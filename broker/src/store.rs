@@ -21,14 +21,12 @@ use sqlx::{Connection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-pub use self::budget::{Exceeded, Usage, Used, tell_exceeded, usage};
+pub use self::budget::{Admission, Exceeded, Used, admission, tell_exceeded, usage};
 pub use self::claim::{
     Approval, Claimable, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
 };
 pub use self::people::{NewPerson, admin, enrol, running_task, start_task};
-pub use self::read::{
-    Find, Person, Viewer, active_person, find, is_frozen, statement, task_is_live,
-};
+pub use self::read::{Find, Person, Viewer, active_person, find, statement, task_is_live};
 pub use self::request::{
     NewLease, NewOutcome, Opened, Terms, by_idempotency_key, eligible_signers, keep_ruleset, open,
 };

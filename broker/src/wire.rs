@@ -254,6 +254,9 @@ pub struct Explanation {
     pub outcome: WouldBe,
     /// In words.
     pub why: String,
+    /// When there will be room in the budget that has none now.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub retry_at: Option<OffsetDateTime>,
     /// The rules that decided; empty where none was asked, or none allowed it.
     pub decided_by: Vec<String>,
     pub scope: String,

@@ -429,6 +429,9 @@ pub(crate) fn explanation_text(it: &Explanation) -> String {
         let _ = writeln!(out, "{label:<10} {value}");
     };
     line("outcome", &format!("{}: {}", it.outcome, words(&it.why)));
+    if let Some(retry_at) = it.retry_at {
+        line("ask again", &utc(retry_at));
+    }
     if !it.decided_by.is_empty() {
         line("by rules", &name(&it.decided_by.join(", ")));
     }

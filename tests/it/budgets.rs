@@ -7,7 +7,8 @@ use std::time::Duration as StdDuration;
 use axum::http::{Method, StatusCode};
 use broker::audit::{Actor, EventType, Scribe, Subject};
 use broker::identity::TaskGrant;
-use broker::store::{self, Usage, Used};
+use broker::policy::Usage;
+use broker::store::{self, Used};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
@@ -412,7 +413,7 @@ async fn what_is_used_can_be_read_for_all_three_at_once() {
         store::usage(broker.pool(), AGENT, "alice", task, at).await.unwrap()
     };
     let now = broker.clock.now();
-    let used = |numbers: [i64; 6]| Used {
+    let used = |numbers: [i64; 6]| Usage {
         live_leases: numbers[0],
         pending_leases: numbers[1],
         requests_last_minute: numbers[2],
@@ -420,7 +421,7 @@ async fn what_is_used_can_be_read_for_all_three_at_once() {
         resources_last_hour: numbers[4],
         signed_last_day: numbers[5],
     };
-    let of_first = Usage {
+    let of_first = Used {
         agent: used([2, 1, 4, 3, 3, 1]),
         task: used([1, 0, 2, 1, 2, 0]),
         sponsor: used([3, 1, 5, 4, 4, 1]),
@@ -429,7 +430,7 @@ async fn what_is_used_can_be_read_for_all_three_at_once() {
     assert_eq!(usage(second, now).await.task, used([1, 1, 2, 2, 3, 1]));
     assert_eq!(usage(first, now + Duration::MINUTE).await.sponsor, used([3, 1, 0, 4, 4, 1]));
     assert_eq!(usage(first, now + Duration::HOUR).await.sponsor, used([0, 0, 0, 0, 0, 1]));
-    assert_eq!(usage(first, now + Duration::DAY).await, Usage::default());
+    assert_eq!(usage(first, now + Duration::DAY).await, Used::default());
 }
 
 #[tokio::test]

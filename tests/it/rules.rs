@@ -214,3 +214,40 @@ async fn classes_can_be_made_stricter_for_an_installation() {
     assert_eq!(explained["tier"], "destructive");
     assert_eq!(explained["tier_because"], "s3:PutObject is destructive in production");
 }
+
+#[tokio::test]
+async fn a_rule_may_count_what_the_agent_had() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let rule = "@id(\"one-at-a-time\") forbid (principal, action == Action::\"request\", resource) \
+                when { 1 <= context.usage.live_leases };";
+    let counting = with_rule(&broker, &sts, rule).await;
+    counting.staging_lease().await;
+    let second = counting.post("/v1/leases", json!({ "scope": "staging-ro" })).await;
+    assert_eq!((second.status, second.problem()), (StatusCode::FORBIDDEN, "/problems/denied"));
+    assert!(second.body["detail"].as_str().unwrap().contains("one-at-a-time"), "{}", second.body);
+    assert_eq!(
+        broker.post("/v1/leases", json!({ "scope": "staging-ro" })).await.status,
+        StatusCode::CREATED
+    );
+}
+
+#[tokio::test]
+async fn an_explanation_says_when_a_budget_will_have_room_and_uses_nothing_up() {
+    let sts = FakeSts::start().await;
+    let settings = "[limits.agent]\nrequests_per_minute = 1\n".to_owned();
+    let broker = TestBroker::new(Setup { settings, ..Setup::fake(&sts) }).await;
+    for _ in 0..3 {
+        assert_eq!(explain(&broker, json!({ "scope": "staging-rw" })).await["outcome"], "issued");
+    }
+    broker.staging_lease().await;
+    let over = explain(&broker, json!({ "scope": "staging-rw" })).await;
+    assert_eq!(
+        (&over["outcome"], &over["retry_at"]),
+        (&json!("over-budget"), &json!("2026-01-01T12:01:00Z"))
+    );
+    assert_eq!(
+        count(&broker, "select count(*) from event where type = 'budget.exceeded'").await,
+        0
+    );
+}

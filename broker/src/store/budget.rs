@@ -6,10 +6,12 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{Result, word};
+use super::{Result, Terms, word};
 use crate::audit::{Actor, EventType, Scribe, Subject};
+use crate::config::Limits;
 use crate::identity::Agent;
-use crate::lease::{Budgeted, Whose};
+use crate::lease::{Budgeted, LeaseState, Whose};
+use crate::policy::Usage;
 
 /// The budget that has no room for a request; of several, the one that takes longest to have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,23 +75,65 @@ pub async fn tell_exceeded(
     Ok(())
 }
 
-/// What counts against the budgets at a time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// The agent, under this sponsor.
-    pub agent: Used,
-    pub task: Used,
-    pub sponsor: Used,
+/// What a request would meet if it were written now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    Open,
+    TaskEnded,
+    Frozen,
+    OverBudget(Exceeded),
 }
 
+/// Asks the gate that a new lease goes through, without one: nothing is written, and nothing is reserved.
+pub async fn admission(
+    pool: &PgPool,
+    limits: &Limits,
+    agent: &Agent,
+    state: LeaseState,
+    scope: &str,
+    terms: Option<&Terms>,
+    now: OffsetDateTime,
+) -> Result<Admission> {
+    let empty = Vec::new();
+    let row = sqlx::query!(
+        r#"
+        select verdict as "verdict!", budget, whose, allowed, retry_at
+          from admit(agent => $1, sponsor => $2, task_id => $3, idempotency_key => null, state => $4, scope => $5,
+                     environment => $6, resources => $7, limits => $8, at => $9)
+        "#,
+        agent.name,
+        agent.sponsor,
+        agent.task_id,
+        state.as_str(),
+        scope,
+        terms.map(|it| it.environment),
+        terms.map_or(&empty, |it| &it.resources) as &Vec<String>,
+        json!({ "agent": limits.agent, "task": limits.task, "sponsor": limits.sponsor }),
+        now,
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(match (row.verdict.as_str(), row.budget, row.whose, row.allowed, row.retry_at) {
+        ("open", ..) => Admission::Open,
+        ("task-ended", ..) => Admission::TaskEnded,
+        ("frozen", ..) => Admission::Frozen,
+        ("over-budget", Some(budget), Some(of), Some(limit), Some(retry_at)) => {
+            let (budget, of) = (word(&budget)?, word(&of)?);
+            Admission::OverBudget(Exceeded { budget, of, limit, retry_at, wait: retry_at - now })
+        }
+        (verdict, ..) => {
+            return Err(sqlx::Error::Decode(format!("admit() says {verdict:?}").into()));
+        }
+    })
+}
+
+/// What counts against the budgets at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
-    pub live_leases: i64,
-    pub pending_leases: i64,
-    pub requests_last_minute: i64,
-    pub scopes_last_hour: i64,
-    pub resources_last_hour: i64,
-    pub signed_last_day: i64,
+    /// The agent, under this sponsor.
+    pub agent: Usage,
+    pub task: Usage,
+    pub sponsor: Usage,
 }
 
 /// What counts against the budgets of `agent`, of its task and of its sponsor. Nothing is reserved by looking.
@@ -99,7 +143,7 @@ pub async fn usage(
     sponsor: &str,
     task_id: Uuid,
     now: OffsetDateTime,
-) -> Result<Usage> {
+) -> Result<Used> {
     let rows = sqlx::query!(
         r#"
         select whose as "whose!", budget as "budget!", count(*) as "used!"
@@ -112,12 +156,12 @@ pub async fn usage(
     )
     .fetch_all(pool)
     .await?;
-    let mut usage = Usage::default();
+    let mut used = Used::default();
     for row in rows {
         let of = match word(&row.whose)? {
-            Whose::Agent => &mut usage.agent,
-            Whose::Task => &mut usage.task,
-            Whose::Sponsor => &mut usage.sponsor,
+            Whose::Agent => &mut used.agent,
+            Whose::Task => &mut used.task,
+            Whose::Sponsor => &mut used.sponsor,
         };
         let field = match word(&row.budget)? {
             Budgeted::LiveLeases => &mut of.live_leases,
@@ -129,5 +173,5 @@ pub async fn usage(
         };
         *field = row.used;
     }
-    Ok(usage)
+    Ok(used)
 }

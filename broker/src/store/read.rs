@@ -156,21 +156,3 @@ pub async fn task_is_live(pool: &PgPool, agent: &Agent, now: OffsetDateTime) -> 
     .fetch_one(pool)
     .await
 }
-
-/// Whether a standing freeze is in the way.
-pub async fn is_frozen(
-    pool: &PgPool,
-    agent: &Agent,
-    scope: &str,
-    environment: &str,
-) -> Result<bool> {
-    sqlx::query_scalar!(
-        r#"select is_frozen($1, $2, $3, $4) as "frozen!""#,
-        agent.name,
-        agent.sponsor,
-        scope,
-        environment
-    )
-    .fetch_one(pool)
-    .await
-}
