@@ -4,6 +4,7 @@
 //! unpacked once, at first use; looking an action up allocates nothing.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use crate::arn::{Arn, Kind};
@@ -30,7 +31,7 @@ pub struct Action {
     /// Whether requests are not bound to the caller's Region: global services and actions.
     pub any_region: bool,
     /// The resource types it takes. None: AWS grants it on `*` only.
-    kinds: Vec<&'static Kind>,
+    kinds: &'static [&'static Kind],
 }
 
 impl Action {
@@ -67,8 +68,12 @@ impl Eq for Action {}
 
 /// Finds an action by its name in any case, as IAM does.
 pub fn find(name: &str) -> Option<&'static Action> {
-    let actions = &TABLE.actions;
-    let at = actions.binary_search_by(|it| ignoring_case(it.name, name)).ok()?;
+    let (prefix, verb) = name.split_once(':')?;
+    let services = &TABLE.services;
+    let at = services.binary_search_by(|it| ignoring_case(it.prefix, prefix)).ok()?;
+    let actions = &TABLE.actions[services[at].actions.clone()];
+    let verb_of = |it: &Action| &it.name[prefix.len() + 1..];
+    let at = actions.binary_search_by(|it| ignoring_case(verb_of(it), verb)).ok()?;
     Some(&actions[at])
 }
 
@@ -77,7 +82,7 @@ pub fn matching(pattern: &str) -> impl Iterator<Item = &'static Action> {
     all().filter(move |it| matches_ignoring_case(pattern.as_bytes(), it.name.as_bytes()))
 }
 
-/// All of them, sorted by name in lower case.
+/// All of them: by service, and there by name in lower case.
 pub fn all() -> impl Iterator<Item = &'static Action> {
     TABLE.actions.iter()
 }
@@ -100,9 +105,18 @@ pub fn unpack_anew() -> usize {
 
 #[derive(Debug)]
 struct Table {
+    /// By prefix.
+    services: Vec<Service>,
+    /// By service, and there by name in lower case.
     actions: Vec<Action>,
     sources: Vec<String>,
     sha256: String,
+}
+
+#[derive(Debug)]
+struct Service {
+    prefix: &'static str,
+    actions: Range<usize>,
 }
 
 impl Table {
@@ -110,48 +124,79 @@ impl Table {
     fn unpack(packed: &[u8]) -> Self {
         let text = miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(packed, MOST_BYTES)
             .expect("the table of actions is a zlib stream");
-        let text = String::from_utf8(text).expect("the table of actions is text").leak();
-        let mut table = Self {
-            actions: Vec::with_capacity(24_000),
-            sources: Vec::new(),
-            sha256: crate::statement::sha256_hex(packed),
-        };
-        let mut service = "";
-        let mut kinds: Vec<&'static Kind> = Vec::new();
+        let text: &'static str =
+            String::from_utf8(text).expect("the table of actions is text").leak();
+        let kinds = Self::kinds(text);
+        let names = Self::names(text);
+
+        let (mut services, mut actions) = (Vec::with_capacity(512), Vec::with_capacity(24_000));
+        let mut sources = Vec::new();
+        let mut taken: Vec<&'static Kind> = Vec::with_capacity(32_000);
+        let mut taken_by = Vec::with_capacity(24_000);
+        // How many types there were before this service's, and how many bytes of names are used.
+        let (mut types_before, mut types, mut used) = (0, 0, 0);
         for line in text.lines() {
             let mut fields = line.split('\t');
             let mut field = || fields.next().unwrap_or_else(|| panic!("too few fields: {line:?}"));
             match field() {
                 "broker-actions" => assert_eq!(field(), "1", "the table is of another form"),
-                "source" => table.sources.push(format!("{} {}", field(), field())),
+                "source" => sources.push(format!("{} {}", field(), field())),
                 "s" => {
-                    service = field();
-                    kinds.clear();
+                    types_before = types;
+                    services
+                        .push(Service { prefix: field(), actions: actions.len()..actions.len() });
                 }
-                "t" => {
-                    let (name, pattern) = (field(), field());
-                    kinds.push(Box::leak(Box::new(Kind::new(name, pattern))));
-                }
+                "t" => types += 1,
                 "a" => {
-                    let name = format!("{service}:{}", field()).leak();
-                    let (level, class, flags, taken) = (field(), field(), field(), field());
-                    let taken = taken.split(',').filter(|it| !it.is_empty());
-                    table.actions.push(Action {
-                        name,
+                    let service = services.last_mut().expect("a service is before its actions");
+                    let length = service.prefix.len() + 1 + field().len();
+                    let (level, class, flags) = (field(), field(), field());
+                    let from = taken.len();
+                    for at in field().split(',').filter(|it| !it.is_empty()) {
+                        taken.push(&kinds[types_before + at.parse::<usize>().expect("an index")]);
+                    }
+                    taken_by.push(from..taken.len());
+                    actions.push(Action {
+                        name: &names[used..used + length],
                         level,
                         class: class.parse().expect("the table names classes only"),
                         resource_account: flags.contains('a'),
                         any_region: flags.contains('g'),
-                        kinds: taken
-                            .map(|it| kinds[it.parse::<usize>().expect("an index")])
-                            .collect(),
+                        kinds: &[],
                     });
+                    used += length;
+                    service.actions.end = actions.len();
                 }
                 other => panic!("the table of actions has a line of kind {other:?}"),
             }
         }
-        table.actions.sort_unstable_by(|a, b| ignoring_case(a.name, b.name));
-        table
+        let taken: &'static [_] = taken.leak();
+        for (action, range) in actions.iter_mut().zip(taken_by) {
+            action.kinds = &taken[range];
+        }
+        Self { services, actions, sources, sha256: crate::statement::sha256_hex(packed) }
+    }
+
+    /// All resource types, in the order of the table.
+    fn kinds(text: &'static str) -> &'static [Kind] {
+        let lines = text.lines().filter_map(|it| it.strip_prefix("t\t")?.split_once('\t'));
+        lines.map(|(name, pattern)| Kind::new(name, pattern)).collect::<Vec<_>>().leak()
+    }
+
+    /// All actions' names with their services', in the order of the table, one after the other.
+    fn names(text: &str) -> &'static str {
+        let mut names = String::with_capacity(text.len());
+        let mut service = "";
+        for line in text.lines() {
+            if let Some(prefix) = line.strip_prefix("s\t") {
+                service = prefix;
+            } else if let Some((name, _)) =
+                line.strip_prefix("a\t").and_then(|it| it.split_once('\t'))
+            {
+                names.extend([service, ":", name]);
+            }
+        }
+        names.leak()
     }
 }
 
@@ -195,7 +240,9 @@ mod tests {
     fn the_table_is_whole_sorted_and_each_action_is_found_in_any_case() {
         let names: Vec<_> = all().map(|it| it.name).collect();
         assert!(20_000 < names.len(), "only {} actions", names.len());
-        assert!(names.windows(2).all(|it| ignoring_case(it[0], it[1]) == Ordering::Less));
+        let key =
+            |it: &str| it.to_lowercase().split_once(':').map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert!(names.windows(2).all(|it| key(it[0]) < key(it[1])));
         for name in names.iter().step_by(97) {
             assert_eq!(find(&name.to_uppercase()).unwrap().name, *name);
         }

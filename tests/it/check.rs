@@ -22,8 +22,8 @@ async fn check(config: &Path, more: &[&str]) -> Ran {
         .expect("it runs");
     Ran {
         code: output.status.code(),
-        out: text(&output.stdout).to_owned(),
-        err: text(&output.stderr).to_owned(),
+        out: text(&output.stdout).clone(),
+        err: text(&output.stderr).clone(),
     }
 }
 

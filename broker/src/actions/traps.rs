@@ -356,7 +356,7 @@ fn what_aws_calls_managing_permissions_is_privesc_but_for_few_that_are_named() {
     let mild = other.iter().filter(|it| it.class == Class::Write || it.class == Class::Tag);
     assert_eq!(
         mild.map(|it| it.name).collect::<Vec<_>>(),
-        ["waf-regional:CreateWebACL", "waf:CreateWebACL"]
+        ["waf:CreateWebACL", "waf-regional:CreateWebACL"]
     );
 }
 
