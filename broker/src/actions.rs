@@ -49,6 +49,11 @@ impl Action {
         self.kinds.iter().any(|it| it.overlaps(arn))
     }
 
+    /// Whether it takes ARNs of `service`: mostly its own, but Backup's recovery points are anybody's.
+    pub fn acts_on(&self, service: &str) -> bool {
+        self.kinds.iter().any(|it| matches!(it.service(), "*") || it.service() == service)
+    }
+
     /// What it takes, for people: `bucket (arn:aws:s3:::*)`.
     pub fn takes(&self) -> String {
         let mut kinds: Vec<_> =

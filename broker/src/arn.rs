@@ -181,6 +181,10 @@ impl Kind {
         self.name
     }
 
+    pub fn service(&self) -> &'static str {
+        self.parts[2]
+    }
+
     /// Whether `arn` matches something of this type.
     pub fn overlaps(&self, arn: &Arn) -> bool {
         self.parts.iter().zip(arn.parts()).all(|(kind, part)| kind_overlaps(kind, part))

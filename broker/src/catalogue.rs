@@ -260,10 +260,14 @@ impl Scope {
         let conditions = conditions(&file)?;
         let resources = resources(&file)?;
         let named = expand(&file.actions, &resources)?;
-        check_reach(&file, &named, &resources, ground)?;
-
         let environment = environment(&named, &resources, &file.account, ground.environments);
-        let mut actions = judge(&named, &resources, &file, environment, ground)?;
+        let reach = check_reach(&file, &named, &resources, ground);
+        let judged = judge(&named, &resources, &file, environment, ground);
+        let mut actions = match (reach, judged) {
+            (Ok(()), judged) => judged?,
+            (Err(reach), Ok(_)) => return Err(reach),
+            (Err(reach), Err(danger)) => return Err(format!("{reach}; {danger}")),
+        };
         actions.sort_by_key(ScopeAction::name);
         let decisive = actions.iter().rev().max_by_key(|it| it.tier).expect("at least one action");
         let (mut tier, mut tier_because) =
@@ -433,8 +437,13 @@ fn check_reach(
         return Err(format!("account {account} is the broker's own, which no scope reaches"));
     }
     for arn in resources {
-        if let Some(own) = ground.home.touched_by(arn, account) {
-            return Err(format!("{arn} may be {own}, the broker's own, which no scope reaches"));
+        let acts_on = |service: &str| named.iter().any(|(it, _)| it.acts_on(service));
+        if let Some(own) = ground.home.touched_by(arn, account, acts_on) {
+            let by = named.iter().find(|(it, _)| it.acts_on(own.service()));
+            let by = by.map(|(it, _)| format!("{} on ", it.name)).unwrap_or_default();
+            return Err(format!(
+                "{by}{arn} may be about {own}, the broker's own, which no scope reaches"
+            ));
         }
         if !named.iter().any(|(action, _)| action.fits(arn)) {
             return Err(format!("none of its actions can be granted on {arn}; leave it out"));
@@ -907,6 +916,22 @@ signers = { groups = ["ops"], assurance = "present" }
     }
 
     #[test]
+    fn describing_everything_is_not_reading_only_and_each_reason_is_said() {
+        let why = why("[\"*:Describe*\"]", "[\"*\"]", "");
+        for named in [
+            "cognito-idp:DescribeUserPoolClient",
+            "storagegateway:DescribeChapCredentials",
+            "backup-storage:DescribeBackupJob",
+            "backup:DescribeRecoveryPoint on * may be about",
+        ] {
+            assert!(why.contains(named), "{named} in {why}");
+        }
+        assert!(!why.contains("ec2:DescribeInstances,"), "it reads");
+        let only = scope("[\"sqs:*Attributes\", \"sqs:List*\"]", "[\"*\"]", "").unwrap_err();
+        assert!(only.contains("sqs:SetQueueAttributes is privesc"), "{only}");
+    }
+
+    #[test]
     fn the_brokers_own_is_out_of_reach() {
         let sign = "signers = { groups = [\"ops\"] }";
         for (actions, resources, own) in [
@@ -918,11 +943,15 @@ signers = { groups = ["ops"], assurance = "present" }
             // The role that this very scope is minted from.
             ("iam:GetRole", "arn:aws:iam::111122223333:role/r", "role/r"),
             ("rds:DescribeDBInstances", "arn:aws:rds:us-east-1:111122223333:db:*", "db:broker"),
-            ("s3:ListBucket", "*", "the broker's own"),
+            ("s3:ListBucket", "*", "broker-log"),
+            ("iam:GetRole", "*", "role/broker"),
+            ("backup:DescribeRecoveryPoint", "*", "the broker's own"),
         ] {
             let why = why(&format!("[\"{actions}\"]"), &format!("[\"{resources}\"]"), sign);
             assert!(why.contains("the broker's own") && why.contains(own), "{resources}: {why}");
         }
+        // What takes nothing of the kind is not about it.
+        assert!(scope("[\"sqs:GetQueueAttributes\"]", "[\"*\"]", "").is_ok());
         let text = SCOPES.replace("111122223333", "999999999999");
         assert!(load(&text).unwrap_err().contains("is the broker's own"));
     }

@@ -61,9 +61,18 @@ impl Home {
         self.accounts.iter().any(|it| it == account)
     }
 
-    /// The broker's own that `arn`, used in `account`, could be about.
-    pub fn touched_by(&self, arn: &Arn, account: &str) -> Option<&Arn> {
-        self.resources.iter().find(|it| may_be_in(it, account) && it.touches(arn))
+    /// The broker's own that a scope on `arn` in `account` could be about. A scope on `*` is about what its actions
+    /// take: `acts_on` says whether they take ARNs of a service.
+    pub fn touched_by(
+        &self,
+        arn: &Arn,
+        account: &str,
+        acts_on: impl Fn(&str) -> bool,
+    ) -> Option<&Arn> {
+        let touched = |it: &&Arn| {
+            may_be_in(it, account) && it.touches(arn) && (!arn.is_any() || acts_on(it.service()))
+        };
+        self.resources.iter().find(touched)
     }
 
     /// The broker's own that an action of `service` which takes no ARN could be about.
