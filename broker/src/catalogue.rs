@@ -921,7 +921,6 @@ signers = { groups = ["ops"], assurance = "present" }
         for named in [
             "cognito-idp:DescribeUserPoolClient",
             "storagegateway:DescribeChapCredentials",
-            "backup-storage:DescribeBackupJob",
             "backup:DescribeRecoveryPoint on * may be about",
         ] {
             assert!(why.contains(named), "{named} in {why}");
