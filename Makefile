@@ -38,15 +38,20 @@ test: check build ## Check and test everything, as CI does
 	@AWS_CLI="$$(scripts/setup.sh --print-aws)" cargo test --workspace --locked
 
 .PHONY: check
-check: setup ## Check form, lints, scripts and the example configuration
+check: setup ## Check form, lints, scripts, the example configuration and what its rules decide
 	@for script in scripts/*.sh .ci/run; do bash -n "$$script" || exit 1; done
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@cargo run --quiet --locked --package broker -- check --config config
+	@cargo run --quiet --locked --package broker -- check --config config --cases config/cases.toml
 
 .PHONY: build
 build: setup ## Build broker and brokerd
 	cargo build --workspace --locked
+
+.PHONY: bench
+bench: setup ## Measure what a decision costs before anything is written
+	cargo bench --locked --package broker --bench decide
 
 .PHONY: fmt
 fmt: ## Format the code

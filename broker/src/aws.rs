@@ -56,6 +56,9 @@ pub enum MintError {
     /// STS's own words name our principal: they go to the log, not into tables or answers.
     #[error("STS refused: {code}")]
     Refused { code: String, message: String },
+    /// Session policy and tags together, once AWS has packed them; how it packs is not published.
+    #[error("STS found the session policy and tags too large{}", .percent.as_ref().map(|it| format!(", {it} of the room there is")).unwrap_or_default())]
+    TooLarge { percent: Option<String> },
     #[error("STS answered something else than was asked: {what}")]
     Wrong {
         what: &'static str,
@@ -134,6 +137,13 @@ impl Sts {
     }
 }
 
+/// The `112%` of "Packed size of session tags consumes 112% of allotted space."
+fn percent(message: &str) -> Option<String> {
+    let word = message.split_whitespace().find(|it| it.ends_with('%'))?;
+    let number = word.strip_suffix('%')?;
+    (number.len() <= 5 && number.bytes().all(|it| it.is_ascii_digit())).then(|| word.to_owned())
+}
+
 /// Sorts the SDK's errors by the only thing that matters: may STS have minted?
 fn describe(error: &SdkError<AssumeRoleError>) -> MintError {
     match error {
@@ -150,7 +160,11 @@ fn describe(error: &SdkError<AssumeRoleError>) -> MintError {
             if !status.is_client_error() || service.err().code().is_none() {
                 return MintError::Unknown(format!("STS answered {status}: {code}"));
             }
-            let message = service.err().message().unwrap_or_default().chars().take(300).collect();
+            let message = service.err().message().unwrap_or_default();
+            if matches!(code.as_str(), "PackedPolicyTooLarge" | "PackedPolicyTooLargeException") {
+                return MintError::TooLarge { percent: percent(message) };
+            }
+            let message = message.chars().take(300).collect();
             MintError::Refused { code, message }
         }
         SdkError::ConstructionFailure(_) => MintError::Unreachable(text(error)),
@@ -227,4 +241,21 @@ fn check(
         session_token: minted.session_token.into(),
         expires_at,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_cloud_words_only_a_percentage_is_repeated() {
+        let said = |message| percent(message);
+        assert_eq!(
+            said("Packed size of session tags consumes 112% of allotted space.").as_deref(),
+            Some("112%")
+        );
+        for other in ["", "arn:aws:iam::111122223333:role/x%", "1234567%", "%", "1.5%"] {
+            assert_eq!(said(other), None, "{other}");
+        }
+    }
 }

@@ -82,6 +82,7 @@ impl Error {
             Self::Ended { .. } | Self::StoppedMeanwhile(_) => Kind::Ended,
             Self::Frozen(_) => Kind::Frozen,
             Self::AlreadyIssued(_) | Self::InUse(_) => Kind::AlreadyIssued,
+            Self::Mint { source: MintError::TooLarge { .. }, .. } => Kind::PolicyTooLarge,
             Self::Mint { source: MintError::Refused { .. } | MintError::Wrong { .. }, .. } => {
                 Kind::CloudRefused
             }
@@ -126,6 +127,7 @@ impl Error {
             Self::InUse(_) => "Let it expire; what was handed out is good until then.".into(),
             Self::Frozen(_) => "Stop, and ask the sponsor or operations; nothing is issued until a person thaws it.".into(),
             Self::StoppedMeanwhile(_) => "Ask the sponsor why it was stopped.".into(),
+            Self::Mint { source: MintError::TooLarge { .. }, .. } => "Ask for a new lease on fewer actions and ARNs, or on shorter ones: half of them, if nothing else says how many. Tags count too: agent, sponsor, scope and task.".into(),
             Self::Mint { signed: true, .. } => "A signed lease mints once: ask for a new lease, and have it signed.".into(),
             Self::Mint { source: MintError::Refused { .. }, .. } => "Operations: compare the role's trust policy with the scope.".into(),
             Self::Mint { .. } => "Try again in a minute.".into(),

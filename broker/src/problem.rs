@@ -19,6 +19,7 @@ pub enum Kind {
     Ended,
     Frozen,
     AlreadyIssued,
+    PolicyTooLarge,
     CloudRefused,
     CloudUnavailable,
     DatabaseUnavailable,
@@ -42,6 +43,7 @@ impl Kind {
         Self::Ended,
         Self::Frozen,
         Self::AlreadyIssued,
+        Self::PolicyTooLarge,
         Self::CloudRefused,
         Self::CloudUnavailable,
         Self::DatabaseUnavailable,
@@ -78,6 +80,9 @@ impl Kind {
             Self::Frozen => ("/problems/frozen", 403, "Frozen", 6),
             Self::AlreadyIssued => {
                 ("/problems/already-issued", 409, "Issued already, and only once", 6)
+            }
+            Self::PolicyTooLarge => {
+                ("/problems/policy-too-large", 422, "AWS has no room for the session policy", 2)
             }
             Self::CloudRefused => {
                 ("/problems/cloud-refused", 502, "AWS did not issue credentials", 1)

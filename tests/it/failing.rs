@@ -9,6 +9,11 @@ use time::Duration;
 /// Every way in which STS can let us down, with the problem it becomes.
 fn moods(now: time::OffsetDateTime) -> Vec<(&'static str, Mood, &'static str)> {
     vec![
+        (
+            "without room",
+            Mood::Error { status: 400, code: "PackedPolicyTooLarge" },
+            "/problems/policy-too-large",
+        ),
         ("refusing", Mood::Error { status: 403, code: "AccessDenied" }, "/problems/cloud-refused"),
         (
             "broken",
