@@ -141,7 +141,8 @@ impl Sts {
 fn percent(message: &str) -> Option<String> {
     let word = message.split_whitespace().find(|it| it.ends_with('%'))?;
     let number = word.strip_suffix('%')?;
-    (number.len() <= 5 && number.bytes().all(|it| it.is_ascii_digit())).then(|| word.to_owned())
+    ((1..=5).contains(&number.len()) && number.bytes().all(|it| it.is_ascii_digit()))
+        .then(|| word.to_owned())
 }
 
 /// Sorts the SDK's errors by the only thing that matters: may STS have minted?
