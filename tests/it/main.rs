@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod cost;
 mod dev;
+mod enforced;
 mod failing;
 mod processes;
 mod record;
