@@ -124,7 +124,7 @@ async fn mint(body: Value) -> Value {
 
 /// Makes each call of `table` and of [`ANY_SCOPE`] with one session, and compares.
 async fn enforces(body: Value, table: Table) {
-    let credentials = mint(body).await;
+    let credentials = Box::pin(mint(body)).await;
     let secret = |name: &str| credentials[name].as_str().expect("a credential").to_owned();
     let environment = BTreeMap::from(
         [

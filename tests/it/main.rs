@@ -8,6 +8,7 @@ mod cost;
 mod dev;
 mod enforced;
 mod failing;
+mod oracle;
 mod processes;
 mod record;
 mod rules;

@@ -15,12 +15,19 @@ const everything = { Version: '2012-10-17', Statement: [{ Effect: 'Allow', Actio
 // Without a level that allows, nothing would be.
 const organization = [{ orgIdentifier: 'root', policies: [{ name: 'everything', policy: everything }] }]
 
+// A KMS key's own policy must let its account's policies decide, and a key is made with one that does.
+const keyPolicy = (account) => ({
+  Version: '2012-10-17',
+  Statement: [{ Effect: 'Allow', Principal: { AWS: `arn:aws:iam::${account}:root` }, Action: 'kms:*', Resource: '*' }]
+})
+
 async function judge({ role, session }, { principal, action, resource, account, context }) {
   const answer = await runSimulation(
     {
       request: { principal, action, resource: { resource, accountId: account }, contextVariables: context },
       identityPolicies: [{ name: 'role', policy: role }],
       sessionPolicy: session,
+      resourcePolicy: action.startsWith('kms:') ? keyPolicy(account) : undefined,
       serviceControlPolicies: organization,
       resourceControlPolicies: []
     },
