@@ -8,6 +8,7 @@ mod cost;
 mod dev;
 mod enforced;
 mod failing;
+mod narrowing;
 mod oracle;
 mod processes;
 mod record;

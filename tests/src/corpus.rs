@@ -226,6 +226,14 @@ fn texts(value: &Value) -> Vec<String> {
 }
 
 impl Ceiling {
+    pub fn account(&self) -> &str {
+        &self.account
+    }
+
+    pub fn resources(&self) -> &[String] {
+        &self.resources
+    }
+
     fn read(value: &Value) -> Self {
         let text = |it: &Value| it.as_str().expect("text").to_owned();
         let conditions = value["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -269,7 +277,7 @@ fn like(pattern: &str, text: &str) -> bool {
 }
 
 /// Matches an ARN as IAM does: part by part.
-fn covers(pattern: &str, arn: &str) -> bool {
+pub fn covers(pattern: &str, arn: &str) -> bool {
     if pattern == "*" {
         return true;
     }
