@@ -131,6 +131,8 @@ const GLOBAL: [&str; 2] = ["iam", "route53"];
 const GLOBAL_REGION: &str = "us-east-1";
 /// Where a bucket is, is asked before one knows.
 const ANY_REGION: [&str; 2] = ["s3:GetBucketLocation", "s3:ListAllMyBuckets"];
+/// Actions that may be about AWS's own resources, so that no condition can demand the account: the ARN says whose.
+const ACCOUNT_IN_ARN: [&str; 1] = ["ssm:GetParameter"];
 
 /// Wildcards that a request may ask for: what they stand for is in the scope.
 const WILDCARDS: &[(&str, &str)] = &[
@@ -278,9 +280,6 @@ fn like(pattern: &str, text: &str) -> bool {
 
 /// Matches an ARN as IAM does: part by part.
 pub fn covers(pattern: &str, arn: &str) -> bool {
-    if pattern == "*" {
-        return true;
-    }
     let parts = |text: &'_ str| text.splitn(6, ':').map(str::to_owned).collect::<Vec<_>>();
     let (pattern, arn) = (parts(pattern), parts(arn));
     pattern.len() == arn.len()
@@ -324,14 +323,10 @@ fn kinds_of(arn: &str) -> Vec<&'static str> {
 
 /// An ARN of `kind` that `pattern` covers, if one comes to mind.
 fn instance(dice: &mut Dice, pattern: &str, kind: &str, ceiling: &Ceiling) -> Option<String> {
-    let pattern = if pattern == "*" {
-        let form = KINDS.iter().find(|it| it.0 == kind).expect("a resource type").1;
-        let form = form.replacen("{name}", &ceiling.regions[0], 1);
-        let form = form.replacen("{name}", &ceiling.account, 1);
-        form.replace("{name}", "*").replace("{path}", "*").replace("{rest}", "*")
-    } else {
-        pattern.to_owned()
-    };
+    let form = KINDS.iter().find(|it| it.0 == kind).expect("a resource type of the corpus").1;
+    if pattern.split(':').nth(2) != form.split(':').nth(2) {
+        return None;
+    }
     (0..200).find_map(|_| {
         let mut arn = String::new();
         for (at, part) in pattern.splitn(6, ':').enumerate() {
@@ -436,9 +431,6 @@ fn narrower(dice: &mut Dice, ceiling: &Ceiling, kind: &str) -> Option<String> {
 
 /// How long the part is that an ARN has from its pattern, up to the pattern's last wildcard.
 fn shared(pattern: &str, exact: &str) -> usize {
-    if pattern == "*" {
-        return exact.match_indices(':').nth(4).expect("an ARN").0 + 1;
-    }
     let head = pattern.trim_end_matches('*');
     // The shortest beginning of `exact` that the pattern's head covers.
     (0..=exact.len())
@@ -562,7 +554,7 @@ fn under_other_circumstances(
         call.context.insert(key.to_owned(), value.to_owned());
     };
     Some(match dice.below(9) {
-        0 => {
+        0 if !ACCOUNT_IN_ARN.contains(&call.action.as_str()) => {
             set("aws:ResourceAccount", OTHER_ACCOUNT);
             OTHER_ACCOUNT.clone_into(&mut call.account);
             "a resource of another account"
@@ -740,7 +732,12 @@ impl Asked {
             // Of what is asked, that is; and `narrow` has to see to it that this is in the scope.
             let within = |list: &[String]| list.iter().any(|it| covers(it, &call.resource));
             let named = within(self.resources()) && within(&self.ceiling.resources);
-            of_kind && named && context("aws:ResourceAccount") == Some(account)
+            let mine = if ACCOUNT_IN_ARN.contains(&call.action.as_str()) {
+                call.resource.split(':').nth(4)
+            } else {
+                context("aws:ResourceAccount")
+            };
+            of_kind && named && mine == Some(account)
         };
         let service = call.action.split(':').next().expect("a service");
         let free = GLOBAL.contains(&service) || ANY_REGION.contains(&call.action.as_str());
