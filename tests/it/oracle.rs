@@ -1,5 +1,5 @@
 //! Session policies, judged by others: what is allowed was in the scope and in the request, and what was asked for is
-//! allowed. `docs/decisions/0014-policy-oracles.md` says who judges, and what they cannot.
+//! allowed. `docs/decisions/0015-policy-oracles.md` says who judges, and what they cannot.
 
 use std::collections::BTreeMap;
 
