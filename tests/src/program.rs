@@ -33,6 +33,33 @@ pub fn aws_cli() -> String {
     std::env::var("AWS_CLI").ok().filter(|it| !it.is_empty()).unwrap_or_else(|| "aws".to_owned())
 }
 
+/// Runs the AWS CLI for each of `calls`, in order and in one process: its exit status, and what it said to stderr.
+pub async fn aws_calls(
+    environment: &BTreeMap<String, String>,
+    calls: &[&str],
+) -> Vec<(i32, String)> {
+    let python = Path::new(&aws_cli()).with_file_name("python");
+    assert!(
+        python.exists(),
+        "AWS_CLI is not what scripts/setup.sh installs; run `make test`, or `scripts/setup.sh` and then this with \
+         AWS_CLI=\"$(scripts/setup.sh --print-aws)\""
+    );
+    let mut child = program(python, environment)
+        .args(["-I", concat!(env!("CARGO_MANIFEST_DIR"), "/src/calls.py")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("Python runs");
+    // Few enough to fit the pipe, so that nobody waits for the other.
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(calls.join("\n").as_bytes()).await.expect("it listens");
+    drop(stdin);
+    let output = child.wait_with_output().await.expect("it ends");
+    assert!(output.status.success(), "see above what Python said");
+    let answers = text(&output.stdout);
+    answers.lines().map(|it| serde_json::from_str(it).expect("status and words")).collect()
+}
+
 /// A program with an environment of its own: nothing of this process's AWS or broker settings.
 pub fn program(path: impl AsRef<Path>, environment: &BTreeMap<String, String>) -> Command {
     #[expect(clippy::disallowed_methods, reason = "the edge of the tests")]
