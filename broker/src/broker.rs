@@ -419,7 +419,7 @@ impl Broker {
                 assume_role: claimable.assume_role.clone(),
             }
         };
-        self.check_rules(agent, lease, &grant, now).await?;
+        self.check_rules(agent, lease, &grant, now)?;
         let claimed =
             store::claim(&self.pool, &self.scribe, lease, grant.assume_role, agent, now).await?;
         match claimed {
@@ -470,7 +470,7 @@ impl Broker {
     }
 
     /// Rules can only tighten between request and claim: today's catalogue must compile the very same input.
-    async fn check_rules(
+    fn check_rules(
         &self,
         agent: &Agent,
         lease: &wire::Lease,
@@ -507,7 +507,8 @@ impl Broker {
             actions: still.actions.iter().map(|it| (it.action.as_str(), it.class)).collect(),
             window: grant.window,
             task: &lease.task,
-            usage: self.usage(agent, now).await?,
+            // What the agent had before was judged at request; by now this lease is part of what it has.
+            usage: Usage::default(),
         };
         match self.config.policy.decide(self.facts(agent), asked, now) {
             Decision::Deny { .. } => deny("it is denied now"),

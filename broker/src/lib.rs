@@ -5,8 +5,8 @@
 //! A request flows one way: `http` → [`broker`] → {pure rules, one store, one cloud}. Nothing calls back up.
 //!
 //! 1. `http` authenticates the caller ([`identity`]) and hands the body to [`Broker::request`](broker::Broker::request).
-//! 2. [`narrow`] checks that what is asked is contained in the scope's ceiling ([`catalogue`]) and compiles the
-//!    exact `AssumeRole` input; [`policy`] decides: allow, needs signatures, or deny, naming the rules.
+//! 2. [`narrow`] checks that what is asked is contained in the scope's ceiling ([`catalogue`], whose tiers follow from
+//!    what is known of each AWS action, [`actions`]) and compiles the exact `AssumeRole` input; [`policy`] decides: allow, needs signatures, or deny, naming the rules.
 //! 3. [`store`] writes the lease and its events in one commit. An unsigned lease is `approved`; one that wants its
 //!    credentials in the same answer is claimed in that same commit. A signed one is `pending`, and its
 //!    [`statement`] is stored with it, byte for byte.

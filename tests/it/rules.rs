@@ -222,7 +222,8 @@ async fn a_rule_may_count_what_the_agent_had() {
     let rule = "@id(\"one-at-a-time\") forbid (principal, action == Action::\"request\", resource) \
                 when { 1 <= context.usage.live_leases };";
     let counting = with_rule(&broker, &sts, rule).await;
-    counting.staging_lease().await;
+    let first = counting.staging_lease().await;
+    assert_eq!(counting.claim(first).await.status, StatusCode::OK, "a lease is not in its own way");
     let second = counting.post("/v1/leases", json!({ "scope": "staging-ro" })).await;
     assert_eq!((second.status, second.problem()), (StatusCode::FORBIDDEN, "/problems/denied"));
     assert!(second.body["detail"].as_str().unwrap().contains("one-at-a-time"), "{}", second.body);
