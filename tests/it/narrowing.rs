@@ -534,6 +534,19 @@ fn a_wildcard_for_everything_is_refused_in_every_scope() {
 }
 
 #[test]
+fn a_wildcard_of_the_scope_may_be_asked_for_as_the_scope_has_it() {
+    // With the ARNs left out and with them: it stands for what AWS can grant there, as it does in the scope.
+    let objects = "arn:aws:s3:::staging-x/*";
+    let whole = run(&ask("staging-data", &["s3:Get*"], &[])).unwrap();
+    let here = run(&ask("staging-data", &["s3:Get*"], &[objects])).unwrap();
+    for (narrowed, action) in [(&whole, "s3:GetBucketLocation"), (&here, "s3:GetObject")] {
+        assert!(narrowed.actions.iter().any(|it| it.action == action));
+        assert!(narrowed.actions.iter().all(|it| it.action.starts_with("s3:Get")));
+    }
+    assert!(!here.actions.iter().any(|it| it.action == "s3:GetBucketLocation"));
+}
+
+#[test]
 fn another_partition_is_refused() {
     for text in [
         "arn:aws-cn:s3:::staging-app/x",
