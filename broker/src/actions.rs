@@ -49,6 +49,15 @@ impl Action {
         self.kinds.iter().any(|it| it.overlaps(arn))
     }
 
+    /// Whether a wildcard of a scope on `arns` stands for it: what takes no ARN is meant only where everything is.
+    pub fn is_grantable_on(&self, arns: &[Arn]) -> bool {
+        if self.takes_resources() {
+            arns.iter().any(|arn| self.fits(arn))
+        } else {
+            arns.is_empty() || arns.iter().any(Arn::is_any)
+        }
+    }
+
     /// Whether it takes ARNs of `service`: mostly its own, but Backup's recovery points are anybody's.
     pub fn acts_on(&self, service: &str) -> bool {
         self.kinds.iter().any(|it| matches!(it.service(), "*") || it.service() == service)
@@ -74,17 +83,31 @@ impl Eq for Action {}
 /// Finds an action by its name in any case, as IAM does.
 pub fn find(name: &str) -> Option<&'static Action> {
     let (prefix, verb) = name.split_once(':')?;
-    let services = &TABLE.services;
-    let at = services.binary_search_by(|it| ignoring_case(it.prefix, prefix)).ok()?;
-    let actions = &TABLE.actions[services[at].actions.clone()];
+    let actions = &TABLE.actions[service(prefix)?.actions.clone()];
     let verb_of = |it: &Action| &it.name[prefix.len() + 1..];
     let at = actions.binary_search_by(|it| ignoring_case(verb_of(it), verb)).ok()?;
     Some(&actions[at])
 }
 
-/// The actions that `pattern` stands for, in order: `*` is any letters and `?` one, in any case.
+/// The actions that `pattern` stands for, in order: `*` is any letters and `?` one, in any case. What names no service
+/// stands for nothing, but `*` for all.
 pub fn matching(pattern: &str) -> impl Iterator<Item = &'static Action> {
-    all().filter(move |it| matches_ignoring_case(pattern.as_bytes(), it.name.as_bytes()))
+    // Mostly of one service, which is named.
+    let range = match pattern.split_once(':') {
+        None if pattern != "*" => 0..0,
+        Some((prefix, _)) if !prefix.contains(['*', '?']) => {
+            service(prefix).map_or(0..0, |it| it.actions.clone())
+        }
+        _ => 0..TABLE.actions.len(),
+    };
+    let pattern = pattern.as_bytes();
+    TABLE.actions[range].iter().filter(move |it| matches_ignoring_case(pattern, it.name.as_bytes()))
+}
+
+fn service(prefix: &str) -> Option<&'static Service> {
+    let services = &TABLE.services;
+    let at = services.binary_search_by(|it| ignoring_case(it.prefix, prefix)).ok()?;
+    Some(&services[at])
 }
 
 /// All of them: by service, and there by name in lower case.
@@ -263,7 +286,9 @@ mod tests {
         assert!(names("s3:*").iter().all(|it| it.starts_with("s3:")));
         assert_eq!(names("*").len(), names("*:*").len());
         assert_eq!(names("*").len(), all().count());
-        assert!(names("s3").is_empty() && names("").is_empty());
+        for nothing in ["s3", "", "s*", "**", "s3*GetObject"] {
+            assert!(names(nothing).is_empty(), "{nothing}");
+        }
     }
 
     #[test]

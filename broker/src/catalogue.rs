@@ -389,13 +389,12 @@ fn resources(file: &ScopeFile) -> Result<Vec<Arn>, String> {
 /// scope's ARNs; what it grants on `*` only is named literally, or by a scope that says `*`.
 fn expand(texts: &[String], resources: &[Arn]) -> Result<Vec<(&'static Action, bool)>, String> {
     let mut named: BTreeMap<&'static str, (&'static Action, bool)> = BTreeMap::new();
-    let fits = |it: &Action| resources.iter().any(|arn| it.fits(arn));
     for text in texts {
         if !text.contains(['*', '?']) {
             let action = actions::find(text).ok_or_else(|| {
                 format!("{text:?} is not an action we know; see `docs/actions.md` for what we know")
             })?;
-            if action.takes_resources() && !fits(action) {
+            if action.takes_resources() && !action.is_grantable_on(resources) {
                 return Err(format!(
                     "AWS cannot grant {} on any of its resources; it takes {}",
                     action.name,
@@ -405,13 +404,10 @@ fn expand(texts: &[String], resources: &[Arn]) -> Result<Vec<(&'static Action, b
             named.insert(action.name, (action, true));
             continue;
         }
-        let everywhere = resources.is_empty() || resources.iter().any(Arn::is_any);
         let mut found = false;
-        for action in actions::matching(text) {
-            if if action.takes_resources() { fits(action) } else { everywhere } {
-                found = true;
-                named.entry(action.name).or_insert((action, false));
-            }
+        for action in actions::matching(text).filter(|it| it.is_grantable_on(resources)) {
+            found = true;
+            named.entry(action.name).or_insert((action, false));
         }
         if !found {
             return Err(format!(

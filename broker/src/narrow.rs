@@ -64,6 +64,8 @@ pub enum NarrowError {
     NotExact(Arn),
     #[error("{0:?} has a wildcard; a signed lease names exact actions")]
     NotExactAction(String),
+    #[error("{0:?} does not name one service; write it out, as in `s3:Get*`")]
+    NoService(String),
     #[error("this scope needs a request to say its {0}")]
     Missing(Field),
     #[error("{what}: at most {limit} characters")]
@@ -199,33 +201,35 @@ fn fit_together<'a>(
     let signed = !scope.tier.is_unsigned();
     check_list("actions", request.actions.as_deref(), scope.max_actions)?;
     check_list("resources", request.resources.as_deref(), scope.max_resources)?;
-    let named = match &request.actions {
-        Some(texts) => Some(named_actions(scope, texts, signed)?),
+    // Each action, and whether it was spelled out: then it has to fit.
+    let asked: Vec<(&ScopeAction, bool)> = match &request.actions {
+        Some(texts) => named_actions(scope, texts, signed)?,
         None if signed => return Err(NarrowError::NotNamed(scope.tier)),
-        None => None,
+        None => scope.actions.iter().map(|it| (it, false)).collect(),
     };
-    let asked: Vec<&ScopeAction> = named.clone().unwrap_or_else(|| scope.actions.iter().collect());
-    let takes_resources = asked.iter().any(|it| it.action.takes_resources());
+    let takes_resources = asked.iter().any(|(it, _)| it.action.takes_resources());
     let arns = match &request.resources {
         Some(texts) => Some(named_resources(scope, texts, &asked, signed)?),
         None if signed && takes_resources => return Err(NarrowError::NotNamed(scope.tier)),
         None => None,
     };
 
-    let all = arns.as_deref().unwrap_or(&scope.resources);
-    let fits = |it: &ScopeAction| {
-        !it.action.takes_resources() || all.iter().any(|arn| it.action.fits(arn))
-    };
-    if named.is_some()
-        && let Some(it) = asked.iter().find(|it| !fits(it))
-    {
-        let action = it.action;
-        return Err(NarrowError::Ungrantable { action: action.name, takes: action.takes() });
+    let mut actions = Vec::with_capacity(asked.len());
+    let mut left_out = None;
+    for (it, literal) in asked {
+        let fits = |arns: &[Arn]| arns.iter().any(|arn| it.action.fits(arn));
+        // All of the scope's actions fit some of the scope's ARNs.
+        if !it.action.takes_resources() || arns.as_deref().is_none_or(fits) {
+            actions.push(it);
+        } else if literal {
+            return Err(ungrantable(it));
+        } else {
+            left_out = Some(it);
+        }
     }
-    let actions: Vec<_> = match (&named, &arns) {
-        (None, Some(_)) => asked.into_iter().filter(|it| fits(it)).collect(),
-        _ => asked,
-    };
+    if let (true, Some(it)) = (actions.is_empty(), left_out) {
+        return Err(ungrantable(it));
+    }
     let taken = |arn: &&Arn| actions.iter().any(|it| it.action.fits(arn));
     let Some(arns) = arns else {
         let arns = scope.resources.iter().filter(taken).cloned().collect();
@@ -237,30 +241,51 @@ fn fit_together<'a>(
     Ok((actions, arns))
 }
 
-/// The actions named, wildcards expanded; each must be in the scope.
+fn ungrantable(it: &ScopeAction) -> NarrowError {
+    NarrowError::Ungrantable { action: it.name(), takes: it.action.takes() }
+}
+
+/// The actions named, with whether each was spelled out; each must be in the scope. A wildcard stands for what it stands for in the scope itself: what AWS
+/// can grant on the scope's ARNs.
 fn named_actions<'a>(
     scope: &'a Scope,
     texts: &[String],
     signed: bool,
-) -> Result<Vec<&'a ScopeAction>, NarrowError> {
+) -> Result<Vec<(&'a ScopeAction, bool)>, NarrowError> {
     let mut named = BTreeMap::new();
+    // What a wildcard met and passed by, so that a hundred wildcards look at it once.
+    let mut elsewhere = BTreeSet::new();
     for text in texts {
         let outside = || NarrowError::Action(text.clone());
         if !text.contains(['*', '?']) {
             let it = scope.action(text).ok_or_else(outside)?;
-            named.insert(it.name(), it);
+            named.insert(it.name(), (it, true));
             continue;
         }
         if signed {
             return Err(NarrowError::NotExactAction(text.clone()));
         }
-        let mut found = actions::matching(text).peekable();
-        found.peek().ok_or_else(outside)?;
-        for action in found {
-            let it = scope
-                .action(action.name)
-                .ok_or_else(|| NarrowError::Action(format!("{} (of {text})", action.name)))?;
-            named.insert(it.name(), it);
+        if !text.split_once(':').is_some_and(|(service, _)| !service.contains(['*', '?'])) {
+            return Err(NarrowError::NoService(text.clone()));
+        }
+        let mut found = false;
+        for action in actions::matching(text) {
+            match scope.action(action.name) {
+                Some(it) => {
+                    found = true;
+                    named.entry(it.name()).or_insert((it, false));
+                }
+                None if elsewhere.contains(action.name) => {}
+                None if action.is_grantable_on(&scope.resources) => {
+                    return Err(NarrowError::Action(format!("{} (of {text})", action.name)));
+                }
+                None => {
+                    elsewhere.insert(action.name);
+                }
+            }
+        }
+        if !found {
+            return Err(outside());
         }
     }
     Ok(named.into_values().collect())
@@ -270,7 +295,7 @@ fn named_actions<'a>(
 fn named_resources(
     scope: &Scope,
     texts: &[String],
-    asked: &[&ScopeAction],
+    asked: &[(&ScopeAction, bool)],
     signed: bool,
 ) -> Result<Vec<Arn>, NarrowError> {
     let mut arns = BTreeSet::new();
@@ -278,7 +303,7 @@ fn named_resources(
         let arn = Arn::parse(text)?;
         if !scope.resources.iter().any(|it| it.contains(&arn)) {
             // It says what an action that AWS grants on `*` only says by itself.
-            if arn.is_any() && asked.iter().any(|it| !it.action.takes_resources()) {
+            if arn.is_any() && asked.iter().any(|(it, _)| !it.action.takes_resources()) {
                 continue;
             }
             return Err(NarrowError::Resource(arn));
@@ -425,7 +450,10 @@ mod tests {
         {
             assert_eq!(action(outside), NarrowError::Action(outside.into()));
         }
-        for outside in ["s3:*", "*", "*:*", "s3:*Object"] {
+        for vague in ["*", "*:*", "s*", "s?:GetObject"] {
+            assert_eq!(action(vague), NarrowError::NoService(vague.into()));
+        }
+        for outside in ["s3:*", "s3:*Object"] {
             assert!(
                 matches!(action(outside), NarrowError::Action(it) if it.ends_with(&format!("(of {outside})")))
             );
