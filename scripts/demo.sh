@@ -211,6 +211,10 @@ says "$original" 'production is as it was'
 unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN
 
 heading 'A write to production is asked for: nothing is issued until somebody signs'
+agent "broker explain --scope prod-rw --action s3:PutObject --resource arn:aws:s3:::prod-app-data/config/app.json \\
+    --reason 'twice the workers for the sale' --rollback 'write workers 16 again' -o text"
+says 'outcome    pending' 'what would happen, and why, is told before anything is asked for'
+says 'is data-read in production' 'the tier is computed from what the scope does and where'
 agent "broker lease --scope prod-rw --action s3:PutObject --resource arn:aws:s3:::prod-app-data/config/app.json \\
     --task OPS-7 --reason 'twice the workers for the sale' --rollback 'write workers 16 again' -o text"
 exits 3 'pending, not signed yet'
