@@ -1,0 +1,264 @@
+//! The human's path: signatures over statements, and logins.
+
+use secrecy::ExposeSecret;
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::{Broker, NO_CLAIMS};
+use crate::audit::{Actor, EventType, Subject};
+use crate::error::{Error, Result};
+use crate::lease::{self, Assurance, LeaseId, LeaseState};
+use crate::policy::{Act, AgentFacts, PersonFacts, Ruling, Who};
+use crate::statement::{LeaseTerms, Meaning, Sealed};
+use crate::store::{self, NewSignature, Viewer};
+use crate::verify::{self, Rejection, Signer, UnverifiedSignature};
+use crate::wire;
+
+impl Broker {
+    /// Judges one signature over a lease's statement, and counts it or records why not.
+    pub async fn sign(&self, id: LeaseId, request: &wire::SignatureRequest) -> Result<wire::Lease> {
+        let now = self.clock.now();
+        let signable = store::signable(&self.pool, id).await?.ok_or(Error::NotFound)?;
+        let Counting { holder, fingerprint, touch, decided_by } =
+            match self.judge(&signable, request, now).await? {
+                Ok(good) => good,
+                Err(not) => return Err(self.reject(id, &signable, request, not, now).await?),
+            };
+        let reason = request.reason.as_ref().map(|it| it.chars().take(1000).collect::<String>());
+        let signature = NewSignature {
+            lease_id: id,
+            signable: &signable,
+            person: &holder.person,
+            fingerprint: &fingerprint,
+            decision: request.decision,
+            armored: &request.signature,
+            assurance: holder.key.assurance,
+            touch,
+            reason: reason.as_deref(),
+            decided_by: &decided_by,
+        };
+        if store::sign(&self.pool, &self.scribe, &self.limits(), signature, now).await? {
+            return self.find_one(Viewer::Person { handle: &holder.person, all: false }, id).await;
+        }
+        // Somebody was faster: look again to say who or what.
+        let signable = store::signable(&self.pool, id).await?.ok_or(Error::NotFound)?;
+        let rejection = standing(&signable, &holder.person).unwrap_or(Rejection::TooLate);
+        let not = NotCounting::of(rejection, &holder.person);
+        Err(self.reject(id, &signable, request, not, now).await?)
+    }
+
+    /// Every check of a signature, in the order in which a signer wants to hear of it.
+    async fn judge(
+        &self,
+        signable: &store::Signable,
+        request: &wire::SignatureRequest,
+        now: OffsetDateTime,
+    ) -> Result<std::result::Result<Counting, NotCounting>> {
+        let sealed = Sealed::from_bytes(signable.statement.clone())?;
+        let terms = sealed.terms();
+        let signature = match UnverifiedSignature::parse(&request.signature) {
+            Ok(signature) => signature,
+            Err(rejection) => return Ok(Err(rejection.into())),
+        };
+        let fingerprint = signature.claimed_fingerprint();
+        let Some(holder) = store::key_holder(&self.pool, &fingerprint).await? else {
+            return Ok(Err(Rejection::UnknownKey.into()));
+        };
+        if request.statement_sha256.as_ref().is_some_and(|it| *it != sealed.sha256()) {
+            return Ok(Err(Rejection::NotThisStatement.into()));
+        }
+        let checked = verify::check_signature(
+            &signature,
+            &holder.key,
+            request.decision.into(),
+            sealed.bytes(),
+            terms.signers.assurance,
+            now,
+        );
+        let touch = match checked {
+            Ok(touch) => touch,
+            Err(rejection) => return Ok(Err(rejection.into())),
+        };
+        // From here on it is theirs, whatever else is wrong with it.
+        let person = holder.person.as_str();
+        if let Some(rejection) = standing(signable, person) {
+            return Ok(Err(NotCounting::of(rejection, person)));
+        }
+        let rule = self.config.catalogue.scope(&signable.scope).and_then(|it| it.signers.as_ref());
+        let signer = Signer {
+            handle: person,
+            active: holder.active,
+            in_group: rule
+                .is_some_and(|it| it.groups.iter().any(|group| holder.groups.contains(group))),
+        };
+        if let Err(rejection) = verify::check_signer(terms, &signer, now) {
+            return Ok(Err(NotCounting::of(rejection, person)));
+        }
+        let facts = PersonFacts { handle: person, groups: &holder.groups };
+        match self.rule_on_signing(facts, terms, request.decision, holder.key.assurance, now) {
+            Ruling::Allow { by: decided_by } => {
+                Ok(Ok(Counting { holder, fingerprint, touch, decided_by }))
+            }
+            Ruling::Deny { by: decided_by } => {
+                let not = NotCounting::of(Rejection::ForbiddenByRule, person);
+                Ok(Err(NotCounting { decided_by, ..not }))
+            }
+        }
+    }
+
+    /// Whether the rules let this person decide about the lease that `terms` are of.
+    pub(super) fn rule_on_signing(
+        &self,
+        person: PersonFacts<'_>,
+        terms: &LeaseTerms,
+        decision: lease::Decision,
+        assurance: Assurance,
+        at: OffsetDateTime,
+    ) -> Ruling {
+        let Some(scope) = self.config.catalogue.scope(&terms.scope) else {
+            return Ruling::Deny { by: Vec::new() };
+        };
+        let agent = AgentFacts {
+            name: &terms.agent.name,
+            sponsor: &terms.sponsor,
+            issuer: &terms.agent.issuer,
+            actor: terms.actor.as_deref(),
+            claims: NO_CLAIMS,
+        };
+        let act = Act::Sign { scope, decision, agent, assurance };
+        self.config.policy.rule(Who::Person(person), &act, at)
+    }
+
+    /// Records a signature that does not count, and is then the error that says so.
+    async fn reject(
+        &self,
+        id: LeaseId,
+        signable: &store::Signable,
+        request: &wire::SignatureRequest,
+        not: NotCounting,
+        now: OffsetDateTime,
+    ) -> Result<Error> {
+        let NotCounting { rejection, person, decided_by } = not;
+        let subject = signable.subject(id);
+        let fingerprint =
+            UnverifiedSignature::parse(&request.signature).ok().map(|it| it.claimed_fingerprint());
+        let detail = json!({
+            "decision": request.decision,
+            "reason": rejection.code(),
+            "key_fingerprint": fingerprint,
+            "decided_by": decided_by,
+        });
+        let actor = person.as_deref().map_or(Actor::Unknown, Actor::Person);
+        let event = self.scribe.body(EventType::SignatureRejected, actor, subject, detail, now);
+        store::tell(&self.pool, event).await?;
+        Ok(Error::Rejected { lease_id: Some(id), rejection })
+    }
+
+    /// Opens a reading session for whoever signed our nonce.
+    pub async fn login(&self, request: &wire::LoginRequest) -> Result<wire::LoginSession> {
+        let now = self.clock.now();
+        match self.judge_login(request, now).await? {
+            Ok(person) => {
+                let (token, expires_at) = self.tokens.login_token(&person, now);
+                Ok(wire::LoginSession {
+                    person,
+                    token: token.expose_secret().to_owned(),
+                    expires_at,
+                })
+            }
+            Err((rejection, person)) => {
+                // Nobody in particular can fail as often as they like: that is for the log, not for the record.
+                if let Some(person) = person {
+                    let detail = json!({ "reason": rejection.code() });
+                    let (kind, actor) = (EventType::LoginRejected, Actor::Person(&person));
+                    let event = self.scribe.body(kind, actor, Subject::default(), detail, now);
+                    store::tell(&self.pool, event).await?;
+                }
+                Err(Error::Rejected { lease_id: None, rejection })
+            }
+        }
+    }
+
+    /// The person who signed our nonce; or why not, with the person once the signature proves to be theirs.
+    async fn judge_login(
+        &self,
+        request: &wire::LoginRequest,
+        now: OffsetDateTime,
+    ) -> Result<std::result::Result<String, (Rejection, Option<String>)>> {
+        let Ok(nonce) = self.tokens.check_nonce(&request.nonce, now) else {
+            return Ok(Err((Rejection::StaleNonce, None)));
+        };
+        let signature = match UnverifiedSignature::parse(&request.signature) {
+            Ok(signature) => signature,
+            Err(rejection) => return Ok(Err((rejection, None))),
+        };
+        let fingerprint = signature.claimed_fingerprint();
+        let Some(holder) = store::key_holder(&self.pool, &fingerprint).await? else {
+            return Ok(Err((Rejection::UnknownKey, None)));
+        };
+        let body = request.nonce.as_bytes();
+        // Reading asks for no assurance of its own: any enrolled key opens it, and it approves nothing.
+        let lowest = Assurance::Software;
+        let checked =
+            verify::check_signature(&signature, &holder.key, Meaning::Login, body, lowest, now);
+        match checked {
+            Ok(_) if holder.active => {}
+            Ok(_) => return Ok(Err((Rejection::PersonDisabled, Some(holder.person)))),
+            Err(rejection @ (Rejection::NotThisStatement | Rejection::WrongNamespace)) => {
+                return Ok(Err((rejection, None)));
+            }
+            Err(rejection) => return Ok(Err((rejection, Some(holder.person)))),
+        }
+        let actor = Actor::Person(&holder.person);
+        let detail = json!({ "key_fingerprint": fingerprint });
+        let event =
+            self.scribe.body(EventType::LoginAccepted, actor, Subject::default(), detail, now);
+        let spent =
+            store::spend_nonce(&self.pool, nonce, &fingerprint, &holder.person, event, now).await?;
+        Ok(if spent {
+            Ok(holder.person)
+        } else {
+            Err((Rejection::StaleNonce, Some(holder.person)))
+        })
+    }
+}
+
+/// A signature that counts.
+struct Counting {
+    holder: store::KeyHolder,
+    fingerprint: String,
+    touch: Option<verify::Touch>,
+    /// The rules that let the person sign.
+    decided_by: Vec<String>,
+}
+
+/// One that does not; whose it is, once it proves to be theirs; and the rules that say no, if it was they.
+struct NotCounting {
+    rejection: Rejection,
+    person: Option<String>,
+    decided_by: Vec<String>,
+}
+
+impl NotCounting {
+    fn of(rejection: Rejection, person: &str) -> Self {
+        Self { rejection, person: Some(person.to_owned()), decided_by: Vec::new() }
+    }
+}
+
+impl From<Rejection> for NotCounting {
+    fn from(rejection: Rejection) -> Self {
+        Self { rejection, person: None, decided_by: Vec::new() }
+    }
+}
+
+/// Why nobody, or not this person, can decide any more.
+fn standing(signable: &store::Signable, person: &str) -> Option<Rejection> {
+    if signable.decided.iter().any(|it| it == person) {
+        return Some(Rejection::AlreadySigned);
+    }
+    match signable.state {
+        LeaseState::Pending => None,
+        LeaseState::Lapsed => Some(Rejection::TooLate),
+        _ => Some(Rejection::NotPending),
+    }
+}
