@@ -265,7 +265,7 @@ fn named_actions<'a>(
         if signed {
             return Err(NarrowError::NotExactAction(text.clone()));
         }
-        if !text.split_once(':').is_some_and(|(service, _)| !service.contains(['*', '?'])) {
+        if text.split_once(':').is_none_or(|(service, _)| service.contains(['*', '?'])) {
             return Err(NarrowError::NoService(text.clone()));
         }
         let mut found = false;
