@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use crate::arn::{Arn, Kind};
+use crate::arn::{Arn, Kind, glob_matches};
 use crate::lease::ActionClass;
 
 /// zlib over lines of tab-separated fields: `s` service, `t` resource type, `a` action.
@@ -233,28 +233,9 @@ fn ignoring_case(a: &str, b: &str) -> Ordering {
     a.as_bytes().iter().map(lower).cmp(b.as_bytes().iter().map(lower))
 }
 
-/// Matches with at most one place to come back to: a later `*` makes an earlier one's choice final.
 fn matches_ignoring_case(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut at, mut read) = (0, 0);
-    let mut star = None;
-    while read < text.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at, read));
-                at += 1;
-            }
-            Some(it) if *it == b'?' || it.eq_ignore_ascii_case(&text[read]) => {
-                at += 1;
-                read += 1;
-            }
-            _ => {
-                let Some((star_at, from)) = star else { return false };
-                star = Some((star_at, from + 1));
-                (at, read) = (star_at + 1, from + 1);
-            }
-        }
-    }
-    pattern[at..].iter().all(|it| *it == b'*')
+    let covers = |left: u8, right: u8| left == b'?' || left.eq_ignore_ascii_case(&right);
+    glob_matches(pattern, text, covers)
 }
 
 #[cfg(test)]

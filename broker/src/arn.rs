@@ -216,18 +216,22 @@ fn is_exact(text: &str) -> bool {
 /// Matches the pattern `outer` against `inner` as if `inner`'s wildcards were letters that only wildcards cover:
 /// `?` covers one letter or `?`, `*` covers anything.
 fn glob_contains(outer: &str, inner: &str) -> bool {
-    let (outer, inner) = (outer.as_bytes(), inner.as_bytes());
+    let covers = |left, right| right != b'*' && (left == right || left == b'?');
+    glob_matches(outer.as_bytes(), inner.as_bytes(), covers)
+}
+
+/// Whether `pattern` matches `text`, where `*` is any letters and `covers` says what another letter of it stands for.
+pub fn glob_matches(pattern: &[u8], text: &[u8], covers: impl Fn(u8, u8) -> bool) -> bool {
     let (mut at, mut read) = (0, 0);
     // The last `*` and what it covers so far; a later one makes an earlier one's choice final.
     let mut star = None;
-    while read < inner.len() {
-        let right = inner[read];
-        match outer.get(at) {
+    while read < text.len() {
+        match pattern.get(at) {
             Some(b'*') => {
                 star = Some((at, read));
                 at += 1;
             }
-            Some(left) if right != b'*' && (*left == right || *left == b'?') => {
+            Some(letter) if covers(*letter, text[read]) => {
                 at += 1;
                 read += 1;
             }
@@ -238,7 +242,7 @@ fn glob_contains(outer: &str, inner: &str) -> bool {
             }
         }
     }
-    outer[at..].iter().all(|it| *it == b'*')
+    pattern[at..].iter().all(|it| *it == b'*')
 }
 
 fn globs_overlap(a: &str, b: &str) -> bool {

@@ -223,7 +223,8 @@ impl Broker {
         let admission =
             store::admission(&self.pool, &limits, agent, state, name, terms.as_ref(), now).await?;
         match admission {
-            Admission::Open => {}
+            // Known: not of a request without a key.
+            Admission::Open | Admission::Known => {}
             Admission::TaskEnded => return Err(Error::TaskEnded),
             Admission::Frozen => {
                 (explanation.outcome, explanation.why) = (

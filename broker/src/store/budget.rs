@@ -75,13 +75,39 @@ pub async fn tell_exceeded(
     Ok(())
 }
 
-/// What a request would meet if it were written now.
+/// What a request meets at the gate that a new lease goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     Open,
+    /// The same agent used the same idempotency key before.
+    Known,
     TaskEnded,
     Frozen,
     OverBudget(Exceeded),
+}
+
+impl Admission {
+    /// Reads the answer of `admit()`; the rest is there when it is a budget's.
+    pub(super) fn read(
+        verdict: &str,
+        budget: Option<String>,
+        whose: Option<String>,
+        allowed: Option<i64>,
+        retry_at: Option<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<Self> {
+        Ok(match (verdict, budget, whose, allowed, retry_at) {
+            ("open", ..) => Self::Open,
+            ("known", ..) => Self::Known,
+            ("task-ended", ..) => Self::TaskEnded,
+            ("frozen", ..) => Self::Frozen,
+            ("over-budget", Some(budget), Some(of), Some(limit), Some(retry_at)) => {
+                let (budget, of) = (word(&budget)?, word(&of)?);
+                Self::OverBudget(Exceeded { budget, of, limit, retry_at, wait: retry_at - now })
+            }
+            _ => return Err(sqlx::Error::Decode(format!("admit() says {verdict:?}").into())),
+        })
+    }
 }
 
 /// Asks the gate that a new lease goes through, without one: nothing is written, and nothing is reserved.
@@ -113,18 +139,7 @@ pub async fn admission(
     )
     .fetch_one(pool)
     .await?;
-    Ok(match (row.verdict.as_str(), row.budget, row.whose, row.allowed, row.retry_at) {
-        ("open", ..) => Admission::Open,
-        ("task-ended", ..) => Admission::TaskEnded,
-        ("frozen", ..) => Admission::Frozen,
-        ("over-budget", Some(budget), Some(of), Some(limit), Some(retry_at)) => {
-            let (budget, of) = (word(&budget)?, word(&of)?);
-            Admission::OverBudget(Exceeded { budget, of, limit, retry_at, wait: retry_at - now })
-        }
-        (verdict, ..) => {
-            return Err(sqlx::Error::Decode(format!("admit() says {verdict:?}").into()));
-        }
-    })
+    Admission::read(&row.verdict, row.budget, row.whose, row.allowed, row.retry_at, now)
 }
 
 /// What counts against the budgets at a time.

@@ -4,7 +4,7 @@ use serde_json::json;
 use sqlx::PgPool;
 use time::{Duration, OffsetDateTime};
 
-use super::{Exceeded, NewSession, Result, Warrant, word};
+use super::{Admission, Exceeded, NewSession, Result, Warrant};
 use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::config::Limits;
 use crate::identity::Agent;
@@ -192,20 +192,16 @@ pub async fn open(
     .fetch_one(pool)
     .await?;
 
-    Ok(match (row.verdict.as_str(), row.budget, row.whose, row.allowed, row.retry_at) {
-        ("open", ..) if row.written => Opened::New(claim.zip(terms).map(|(session, terms)| {
+    let admission =
+        Admission::read(&row.verdict, row.budget, row.whose, row.allowed, row.retry_at, now)?;
+    Ok(match admission {
+        Admission::Open if row.written => Opened::New(claim.zip(terms).map(|(session, terms)| {
             Warrant { lease_id: id, session, assume_role: terms.assume_role, region: terms.region }
         })),
-        ("open" | "known", ..) => Opened::Known,
-        ("task-ended", ..) => Opened::TaskEnded,
-        ("frozen", ..) => Opened::Frozen,
-        ("over-budget", Some(budget), Some(of), Some(limit), Some(retry_at)) => {
-            let (budget, of) = (word(&budget)?, word(&of)?);
-            Opened::OverBudget(Exceeded { budget, of, limit, retry_at, wait: retry_at - now })
-        }
-        (verdict, ..) => {
-            return Err(sqlx::Error::Decode(format!("admit() says {verdict:?}").into()));
-        }
+        Admission::Open | Admission::Known => Opened::Known,
+        Admission::TaskEnded => Opened::TaskEnded,
+        Admission::Frozen => Opened::Frozen,
+        Admission::OverBudget(exceeded) => Opened::OverBudget(exceeded),
     })
 }
 
