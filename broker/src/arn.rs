@@ -113,16 +113,39 @@ impl Arn {
         self.parts().iter().zip(other.parts()).all(|(outer, inner)| glob_contains(outer, inner))
     }
 
-    /// Whether the two could be about the same thing: whether something matches both, or, for S3, whether something
-    /// in a bucket of the one is in a bucket of the other. Who may delete a bucket may destroy its objects.
-    pub fn touches(&self, other: &Self) -> bool {
-        let s3 = self.service() == "s3" && other.service() == "s3";
-        self.overlaps(other) || (s3 && globs_overlap(&self.bucket(), &other.bucket()))
+    /// Whether everything that `other` matches is matched by `self`, and, for S3, is in a bucket of which `self` names
+    /// all: `*-staging/*` also matches `production/x-staging/y`, which it is not about.
+    pub fn covers(&self, other: &Self) -> bool {
+        let [.., resource] = self.parts();
+        let buckets = resource.split_once('/').map_or(resource, |(bucket, _)| bucket);
+        self.contains(other) && (self.service() != "s3" || glob_contains(buckets, &other.bucket()))
     }
 
-    /// The buckets of an S3 resource, as a pattern. A wildcard may stand for the slash that ends the bucket's name.
+    /// Whether the two could be about the same thing: whether something matches both, or is part of what the other
+    /// matches, as a log group's stream or a table's index is; or, for S3, whether something in a bucket of the one is in
+    /// a bucket of the other. Who may delete a bucket may destroy its objects.
+    pub fn touches(&self, other: &Self) -> bool {
+        let s3 = self.service() == "s3" && other.service() == "s3";
+        self.overlaps(other)
+            || self.has_part(other)
+            || other.has_part(self)
+            || (s3 && globs_overlap(&self.bucket(), &other.bucket()))
+    }
+
+    /// Whether something that `other` matches could be below something that `self` matches.
+    fn has_part(&self, other: &Self) -> bool {
+        let ([head @ .., whole], [other_head @ .., part]) = (self.parts(), other.parts());
+        head.iter().zip(other_head).all(|(a, b)| globs_overlap(a, b))
+            && [":*", "/*"].iter().any(|below| globs_overlap(&format!("{whole}{below}"), part))
+    }
+
+    /// The buckets of an S3 resource, as a pattern. A wildcard may stand for the slash that ends the bucket's name, and
+    /// nobody can see of which bucket an access point is.
     fn bucket(&self) -> String {
-        let [.., resource] = self.parts();
+        let [.., account, resource] = self.parts();
+        if !account.is_empty() && globs_overlap(resource, "accesspoint/*") {
+            return "*".to_owned();
+        }
         match resource.find(['/', '*', '?']) {
             None => resource.to_owned(),
             Some(end) if resource[end..].starts_with('/') => resource[..end].to_owned(),

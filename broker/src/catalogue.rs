@@ -812,6 +812,61 @@ signers = { groups = ["ops"], assurance = "present" }
     }
 
     #[test]
+    fn a_pattern_of_buckets_does_not_cover_objects_of_other_buckets() {
+        let all = Environments::build(
+            toml::from_str("[staging]\nresources = [\"arn:aws:s3:::acme-*-staging\", \"arn:aws:s3:::acme-*-staging/*\"]\n").unwrap(),
+        )
+        .unwrap();
+        let of = |arn: &str| all.of(&Arn::parse(arn).unwrap(), "111122223333");
+        assert_eq!(of("arn:aws:s3:::acme-app-staging/*"), Environment::Staging);
+        assert_eq!(of("arn:aws:s3:::acme-app-staging"), Environment::Staging);
+        // AWS would let it through to `acme-prod`, whose objects may have any name.
+        assert_eq!(of("arn:aws:s3:::acme-prod/x-staging/y"), Environment::Production);
+        assert_eq!(of("arn:aws:s3:::acme-*-staging/*"), Environment::Production);
+    }
+
+    #[test]
+    fn what_is_part_of_the_brokers_own_is_the_brokers_own() {
+        let (head, _) = SCOPES.split_once("[[scope]]").unwrap();
+        let head = head.replace(
+            "[environments.staging]\n",
+            "[environments.staging]\naccounts = [\"111122223333\"]\n",
+        );
+        for (own, action, resource) in [
+            (
+                "logs:us-east-1:111122223333:log-group:/broker",
+                "logs:DeleteLogStream",
+                "logs:us-east-1:111122223333:log-group:/broker:log-stream:x",
+            ),
+            (
+                "logs:us-east-1:111122223333:log-group:/broker:*",
+                "logs:DeleteLogGroup",
+                "logs:us-east-1:111122223333:log-group:/broker",
+            ),
+            (
+                "dynamodb:us-east-1:111122223333:table/broker",
+                "dynamodb:Query",
+                "dynamodb:us-east-1:111122223333:table/broker/index/x",
+            ),
+            (
+                "s3:::broker-log",
+                "s3:DeleteObject",
+                "s3:us-east-1:111122223333:accesspoint/any/object/x",
+            ),
+        ] {
+            let home =
+                Home::build(&toml::from_str(&format!("resources = [\"arn:aws:{own}\"]")).unwrap())
+                    .unwrap();
+            let text = format!(
+                "{head}[[scope]]\nname = \"s\"\ndescription = \"\"\naccount = \"111122223333\"\nregions = [\"us-east-1\"]\nrole = \"r\"\nactions = [\"{action}\"]\nresources = [\"arn:aws:{resource}\"]\nsigners = {{ groups = [\"ops\"] }}\n"
+            );
+            let why =
+                Catalogue::build(toml::from_str(&text).unwrap(), &text, home, false).unwrap_err();
+            assert!(why.contains("the broker's own"), "{own}: {why}");
+        }
+    }
+
+    #[test]
     fn a_lower_tier_than_computed_does_not_load_and_a_higher_one_counts() {
         let declare = |tier: &str| {
             scope(

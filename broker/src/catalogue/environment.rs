@@ -120,7 +120,7 @@ impl Environments {
 
     /// The strictest environment of what `arn` could be about in `account`.
     pub fn of(&self, arn: &Arn, account: &str) -> Environment {
-        let covered = self.resources.iter().any(|(it, _)| it.contains(arn));
+        let covered = self.resources.iter().any(|(it, _)| it.covers(arn));
         let touched = self
             .resources
             .iter()
