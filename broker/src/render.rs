@@ -49,7 +49,12 @@ pub fn statement(sealed: &Sealed) -> String {
     for (at, action) in terms.actions.iter().enumerate() {
         let label = if at == 0 { "may do" } else { "" };
         let on = if action.any_resource { ", on ANYTHING in the account" } else { "" };
-        line(label, &format!("{:<28} {}{on}", name(&action.action), action.class.plain()));
+        let region = if action.any_region { ", in ANY Region" } else { "" };
+        let account = if action.any_account { ", WHOSEVER account it is in" } else { "" };
+        line(
+            label,
+            &format!("{:<28} {}{on}{region}{account}", name(&action.action), action.class.plain()),
+        );
     }
     let arns = terms.resources.iter().filter(|it| it.as_str() != "*");
     for (at, resource) in arns.enumerate() {
@@ -191,6 +196,19 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} is missing from\n{shown}");
         }
+    }
+
+    #[test]
+    fn what_no_condition_binds_is_said_beside_the_action() {
+        let mut terms = terms();
+        (terms.actions[0].any_region, terms.actions[0].any_account) = (true, true);
+        let crate::statement::LeaseTerms { actions, resources, account, conditions, .. } = &terms;
+        let policy =
+            crate::statement::session_policy(actions, resources, &account.id, conditions, None);
+        terms.assume_role.policy_sha256 = crate::statement::sha256_hex(policy.as_bytes());
+        terms.assume_role.policy = policy;
+        let shown = statement(&Sealed::new(terms).unwrap());
+        assert!(shown.contains("lose data, in ANY Region, WHOSEVER account it is in"), "{shown}");
     }
 
     #[test]

@@ -15,6 +15,17 @@ use crate::lease::{ActionClass, Assurance, Decision, Environment, LeaseId, Tier}
 const IN_TOTO: &str = "https://in-toto.io/Statement/v1";
 const LEASE_REQUEST: &str = "urn:broker:lease-request:v1";
 
+/// The condition keys that `session_policy` writes itself, in lower case.
+const OWN_KEYS: [&str; 7] = [
+    "aws:resourceaccount",
+    "aws:requestedregion",
+    "aws:securetransport",
+    "aws:sourceip",
+    "aws:viaawsservice",
+    "iam:passedtoservice",
+    "aws:currenttime",
+];
+
 /// What a signature says. Each meaning has a payload type and an SSHSIG namespace of its own, so that a
 /// signature made for one can never be read as another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -455,6 +466,7 @@ impl Sealed {
                 "a signed request names nothing by wildcard",
             ));
         }
+        check_lists(terms)?;
         if !role.role_arn.starts_with(&format!("arn:aws:iam::{}:role/", terms.account.id)) {
             return Err(StatementError::Contradiction("the role is in another account"));
         }
@@ -483,6 +495,42 @@ impl Sealed {
     pub fn short_code(&self) -> String {
         short_code(&self.bytes)
     }
+}
+
+/// Whether each line that a signer reads is one thing that the policy says, and says nothing else.
+fn check_lists(terms: &LeaseTerms) -> Result<(), StatementError> {
+    let twice = |list: &mut Vec<String>| {
+        list.sort_unstable();
+        list.windows(2).any(|it| it[0] == it[1])
+    };
+    let (actions, conditions) = (&terms.actions, &terms.conditions);
+    let mut names: Vec<_> = actions.iter().map(|it| it.action.to_ascii_lowercase()).collect();
+    if twice(&mut names) || twice(&mut terms.resources.clone()) {
+        return Err(StatementError::Contradiction("it names something twice"));
+    }
+    let arn = |it: &&String| it.starts_with("arn:aws:");
+    if !terms.resources.iter().all(|it| it == "*" || arn(&it))
+        || (!terms.resources.iter().any(|it| arn(&it)) && !actions.iter().all(|it| it.any_resource))
+    {
+        return Err(StatementError::Contradiction("an action is on nothing that it names"));
+    }
+    let keys = conditions.more.iter().map(|it| (it.operator.as_str(), it.key.to_ascii_lowercase()));
+    let mut keys: Vec<_> = keys.collect();
+    keys.sort_unstable();
+    if keys.windows(2).any(|it| it[0] == it[1])
+        || keys.iter().any(|(_, key)| OWN_KEYS.contains(&key.as_str()))
+    {
+        return Err(StatementError::Contradiction("one condition takes the place of another"));
+    }
+    let passes = |it: &ActionTerms| it.action.eq_ignore_ascii_case("iam:PassRole");
+    let to_nobody = conditions.pass_role_to.is_empty()
+        || !terms.resources.iter().any(|it| it.starts_with("arn:aws:iam:"));
+    if conditions.regions.is_empty()
+        || actions.iter().any(|it| passes(it) && (it.action != "iam:PassRole" || to_nobody))
+    {
+        return Err(StatementError::Contradiction("a condition that it needs is missing"));
+    }
+    Ok(())
 }
 
 /// The first 40 bits of the SHA-256 of `bytes`, in Crockford's base 32: eight characters, as `XXXX-XXXX`.
@@ -599,6 +647,49 @@ pub(crate) mod tests {
         assert!(sealed.bytes().is_ascii());
         assert!(sealed.bytes().windows(6).any(|it| it == b"\\u00f6"));
         assert_eq!(Sealed::from_bytes(sealed.bytes().to_vec()).unwrap(), sealed);
+    }
+
+    #[test]
+    fn a_policy_that_its_lists_do_not_show_is_not_a_statement() {
+        let everything = ActionTerms {
+            action: "s3:ListAllMyBuckets".into(),
+            any_resource: true,
+            ..terms().actions[0].clone()
+        };
+        let pass = |name: &str| ActionTerms { action: name.into(), ..terms().actions[0].clone() };
+        let more = |operator: &str, key: &str| Condition {
+            operator: operator.into(),
+            key: key.into(),
+            values: vec!["x".into()],
+        };
+        let changes: [&dyn Fn(&mut LeaseTerms); 9] = [
+            // The other action would be on `*` too, with no line that says so.
+            &|it| (it.actions.push(everything.clone()), it.resources = vec!["*".into()]).0,
+            &|it| it.resources.push(it.resources[0].clone()),
+            &|it| it.resources = vec!["prod".into()],
+            &|it| it.actions.push(it.actions[0].clone()),
+            &|it| it.conditions.regions.clear(),
+            &|it| it.conditions.more = vec![more("StringEquals", "AWS:resourceaccount")],
+            &|it| {
+                it.conditions.more = vec![more("StringLike", "aws:x"), more("StringLike", "aws:X")]
+            },
+            &|it| it.actions = vec![pass("iam:PassRole")],
+            &|it| {
+                it.actions = vec![pass("iam:passrole")];
+                it.resources = vec!["arn:aws:iam::000000000000:role/x".into()];
+                it.conditions.pass_role_to = vec!["lambda.amazonaws.com".into()];
+            },
+        ];
+        for (at, change) in changes.iter().enumerate() {
+            let mut terms = terms();
+            change(&mut terms);
+            let LeaseTerms { actions, resources, account, conditions, .. } = &terms;
+            let policy = session_policy(actions, resources, &account.id, conditions, None);
+            terms.assume_role.policy_sha256 = sha256_hex(policy.as_bytes());
+            terms.assume_role.policy = policy;
+            let why = Sealed::new(terms).unwrap_err();
+            assert!(matches!(why, StatementError::Contradiction(_)), "{at}: {why}");
+        }
     }
 
     #[test]
