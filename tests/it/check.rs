@@ -115,6 +115,24 @@ async fn a_change_says_what_it_loosens_and_a_stricter_one_says_nothing() {
         ),
         ("scopes.toml", "max_ttl = \"1h\"", "max_ttl = \"30m\"", ""),
         (
+            "scopes.toml",
+            "\"000000000000\" = \"demo\"",
+            "\"000000000000\" = \"sandbox\"",
+            "prod-rw: signers are shown account sandbox, was demo",
+        ),
+        (
+            "broker.toml",
+            "listen = \"127.0.0.1:8750\"",
+            "listen = \"0.0.0.0:8750\"\nbehind_tls_proxy = true",
+            "listens on 0.0.0.0:8750, was 127.0.0.1:8750: plain HTTP",
+        ),
+        (
+            "broker.toml",
+            "\"instance.pem\"",
+            "\"other.pem\"",
+            "instance_key is other.pem, was instance.pem",
+        ),
+        (
             "broker.toml",
             "\"arn:aws:s3:::broker-*\"",
             "\"arn:aws:s3:::broker-log-*\"",

@@ -1,9 +1,9 @@
 //! What a change of the configuration loosens. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::catalogue::{Catalogue, Scope, ScopeAction};
-use crate::config::{Config, Span};
+use crate::config::{Config, Settings, Span};
 use crate::statement::Conditions;
 
 /// Everything that `new` allows and `old` did not, or demands less for; a line each. What cannot be compared counts.
@@ -33,15 +33,27 @@ fn compare_scopes(old: &Scope, new: &Scope, say: &mut impl FnMut(String)) {
     if old.external_id != new.external_id {
         say("the external id is another".to_owned());
     }
-    if new.environment < old.environment {
+    // Rules and freezes name environments: another one may be out of their reach, and so may another tier.
+    if new.environment != old.environment {
         say(format!("environment is {}, was {}", new.environment, old.environment));
+    }
+    if old.account_alias != new.account_alias {
+        let (before, after) = (&old.account_alias, &new.account_alias);
+        say(format!("signers are shown account {after}, was {before}"));
     }
     if new.tier < old.tier {
         say(format!("tier is {}, was {} ({})", new.tier, old.tier, new.tier_because));
     }
-    let known: BTreeSet<_> = old.actions.iter().map(ScopeAction::name).collect();
-    for action in new.actions.iter().filter(|it| !known.contains(it.name())) {
-        say(format!("may {} ({})", action.name(), action.class));
+    let known: BTreeMap<_, _> = old.actions.iter().map(|it| (it.name(), it.class)).collect();
+    for action in &new.actions {
+        match known.get(action.name()) {
+            None => say(format!("may {} ({})", action.name(), action.class)),
+            // Rules name classes.
+            Some(class) if *class != action.class => {
+                say(format!("{} is {}, was {class}", action.name(), action.class));
+            }
+            Some(_) => {}
+        }
     }
     for arn in new.resources.iter().filter(|it| !old.resources.iter().any(|was| was.contains(it))) {
         say(format!("reaches {arn}"));
@@ -146,8 +158,25 @@ fn compare_rules(
 
 fn compare_settings(old: &Config, new: &Config, lines: &mut Vec<String>) {
     let (before, after) = (&old.settings, &new.settings);
-    if before.dev.is_none() && after.dev.is_some_and(|it| it.software_keys) {
+    let software = |it: &Settings| it.dev.is_some_and(|it| it.software_keys);
+    if software(after) && !software(before) {
         lines.push("[dev]: keys that a program can use by itself count".to_owned());
+    }
+    if !after.listen.ip().is_loopback() && before.listen != after.listen {
+        lines.push(format!("listens on {}, was {}: plain HTTP", after.listen, before.listen));
+    }
+    if after.behind_tls_proxy && !before.behind_tls_proxy {
+        lines.push("behind_tls_proxy: plain HTTP beyond loopback is allowed".to_owned());
+    }
+    // Whoever has that key, or answers at that origin, makes tokens.
+    let key = |it: &Settings| it.instance_key.file_name().unwrap_or_default().to_owned();
+    for (what, before, after) in [
+        ("origin", before.origin.clone(), after.origin.clone()),
+        ("instance_key", key(before).display().to_string(), key(after).display().to_string()),
+    ] {
+        if before != after {
+            lines.push(format!("{what} is {after}, was {before}"));
+        }
     }
     let was: BTreeMap<_, _> = before.limits.numbers().into_iter().collect();
     for (what, limit) in after.limits.numbers() {
