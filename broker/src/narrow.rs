@@ -17,8 +17,10 @@ use crate::wire::LeaseRequest;
 const MAX_POLICY_CHARS: usize = 2048;
 const MAX_WORDS: usize = 1000;
 const MAX_SCOPE_NAME: usize = 64;
-/// Beyond this nothing could fit the session policy; bounds what we look at.
+/// Beyond these nothing could fit the session policy; they bound what we look at. Comparing ARNs takes the square of their
+/// length: with all that a body can hold, more than a second.
 const MAX_ITEMS: usize = 100;
+const MAX_LIST_CHARS: usize = 4 * MAX_POLICY_CHARS;
 
 /// The human and the machine that a lease is for, as its session tags name them.
 #[derive(Clone, Copy, Debug)]
@@ -154,12 +156,20 @@ pub fn check_request(request: &LeaseRequest, task: &str) -> Result<(), NarrowErr
     }
     for (what, list) in [("actions", &request.actions), ("resources", &request.resources)] {
         let list = list.as_deref().unwrap_or_default();
-        if MAX_ITEMS < list.len() {
+        if MAX_ITEMS < named(list) {
             return Err(NarrowError::TooMany { what, limit: MAX_ITEMS });
+        }
+        if MAX_LIST_CHARS < list.iter().map(String::len).sum() {
+            return Err(NarrowError::TooLong { what, limit: MAX_LIST_CHARS });
         }
         check_names(what, list, MAX_POLICY_CHARS)?;
     }
     check_names("scope", std::slice::from_ref(&request.scope), MAX_SCOPE_NAME)
+}
+
+/// How many a list names. `*` stands for what AWS grants on nothing else, or is refused.
+fn named(list: &[String]) -> usize {
+    list.iter().filter(|it| *it != "*").count()
 }
 
 fn check_names(what: &'static str, names: &[String], limit: usize) -> Result<(), NarrowError> {
@@ -231,12 +241,21 @@ fn fit_together<'a>(
         return Err(ungrantable(it));
     }
     let taken = |arn: &&Arn| actions.iter().any(|it| it.action.fits(arn));
-    let Some(arns) = arns else {
-        let arns = scope.resources.iter().filter(taken).cloned().collect();
-        return Ok((actions, arns));
+    let arns = match arns {
+        None => scope.resources.iter().filter(taken).cloned().collect(),
+        Some(arns) => match arns.iter().find(|it| !taken(it)) {
+            Some(arn) => return Err(NarrowError::Untaken(arn.clone())),
+            None => arns,
+        },
     };
-    if let Some(arn) = arns.iter().find(|it| !taken(it)) {
-        return Err(NarrowError::Untaken(arn.clone()));
+    // What is left out, or named by wildcard, is not more than what may be named.
+    for (what, number, limit) in [
+        ("actions", actions.len(), scope.max_actions),
+        ("resources", arns.len(), scope.max_resources),
+    ] {
+        if usize::from(limit) < number {
+            return Err(NarrowError::TooMany { what, limit: limit.into() });
+        }
     }
     Ok((actions, arns))
 }
@@ -299,13 +318,16 @@ fn named_resources(
     signed: bool,
 ) -> Result<Vec<Arn>, NarrowError> {
     let mut arns = BTreeSet::new();
+    let on_anything = asked.iter().any(|(it, _)| !it.action.takes_resources());
+    let alone = texts.iter().all(|it| it == "*");
     for text in texts {
         let arn = Arn::parse(text)?;
-        if !scope.resources.iter().any(|it| it.contains(&arn)) {
-            // It says what an action that AWS grants on `*` only says by itself.
-            if arn.is_any() && asked.iter().any(|(it, _)| !it.action.takes_resources()) {
-                continue;
-            }
+        let contained = scope.resources.iter().any(|it| it.contains(&arn));
+        // Beside ARNs, it says what an action that AWS grants on `*` only says by itself.
+        if arn.is_any() && on_anything && (signed || !alone || !contained) {
+            continue;
+        }
+        if !contained {
             return Err(NarrowError::Resource(arn));
         }
         if signed && !arn.is_exact() {
@@ -320,7 +342,7 @@ fn check_list(what: &'static str, asked: Option<&[String]>, limit: u16) -> Resul
     let limit = usize::from(limit);
     match asked {
         Some([]) => Err(NarrowError::Empty(what)),
-        Some(list) if limit < list.len() => Err(NarrowError::TooMany { what, limit }),
+        Some(list) if limit < named(list) => Err(NarrowError::TooMany { what, limit }),
         _ => Ok(()),
     }
 }
@@ -615,6 +637,74 @@ mod tests {
         );
         let two = ask("s", None, Some(&["arn:aws:s3:::staging-a", "arn:aws:s3:::staging-b"]));
         assert_eq!(within(&scope, &two), Err(NarrowError::TooMany { what: "resources", limit: 1 }));
+    }
+
+    #[test]
+    fn what_was_granted_is_granted_again_when_it_is_claimed() {
+        let staging = "resources = [\"arn:aws:s3:::staging-app\"]";
+        let signed = "signers = { groups = [\"ops\"] }";
+        let queue = "arn:aws:sqs:us-east-1:111122223333:q";
+        for (more, resources) in [
+            (format!("actions = [\"s3:ListAllMyBuckets\", \"s3:ListBucket\"]\n{staging}"), None),
+            (
+                "actions = [\"sqs:ListQueues\", \"sqs:GetQueueAttributes\"]\nresources = [\"*\"]"
+                    .into(),
+                None,
+            ),
+            (
+                "actions = [\"sqs:ListQueues\", \"sqs:GetQueueAttributes\"]\nresources = [\"*\"]"
+                    .into(),
+                Some(queue),
+            ),
+            (
+                format!(
+                    "actions = [\"sqs:ListQueues\", \"sqs:SendMessage\"]\nresources = [\"*\"]\n{signed}"
+                ),
+                Some(queue),
+            ),
+            (
+                format!(
+                    "actions = [\"sqs:ListQueues\", \"sqs:SendMessage\"]\nresources = [\"{queue}\"]\nmax_resources = 1\n{signed}"
+                ),
+                Some(queue),
+            ),
+        ] {
+            let scope = scope(&more);
+            let actions: Vec<_> = scope.actions.iter().map(ScopeAction::name).collect();
+            let asked = resources.map(|it| [it]);
+            let first = within(&scope, &ask("s", Some(&actions), asked.as_ref().map(|it| &it[..])))
+                .unwrap();
+            let stored: Vec<_> = first.resources.iter().map(String::as_str).collect();
+            let again = within(&scope, &ask("s", Some(&actions), Some(&stored))).unwrap();
+            assert_eq!(again, first, "{more}");
+        }
+    }
+
+    #[test]
+    fn leaving_out_or_a_wildcard_is_not_more_than_may_be_named() {
+        let more = "actions = [\"s3:ListBucket\", \"s3:ListBucketVersions\"]\nresources = [\"arn:aws:s3:::staging-a\", \"arn:aws:s3:::staging-b\"]";
+        let few = scope(&format!("{more}\nmax_actions = 1"));
+        for actions in [
+            None,
+            Some(&["s3:ListBucketV*", "s3:ListBucket"][..]),
+            Some(&["s3:listbuc?et*s", "s3:ListBucket"][..]),
+        ] {
+            let refused = within(&few, &ask("s", actions, None));
+            assert_eq!(refused, Err(NarrowError::TooMany { what: "actions", limit: 1 }));
+        }
+        let few = scope(&format!("{more}\nmax_resources = 1"));
+        let refused = within(&few, &ask("s", None, None));
+        assert_eq!(refused, Err(NarrowError::TooMany { what: "resources", limit: 1 }));
+    }
+
+    #[test]
+    fn what_could_not_fit_is_refused_before_it_is_compared() {
+        let long: Vec<_> = (0..30)
+            .map(|it| format!("arn:aws:s3:::staging-app/*{}{it}", "a".repeat(1900)))
+            .collect();
+        let long: Vec<_> = long.iter().map(String::as_str).collect();
+        let refused = run(&ask("staging-rw", None, Some(&long)));
+        assert_eq!(refused, Err(NarrowError::TooLong { what: "resources", limit: MAX_LIST_CHARS }));
     }
 
     #[test]
