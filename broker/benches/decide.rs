@@ -79,6 +79,7 @@ fn decide(policy: &Policy, scope: &Scope, narrowed: &Narrowed) -> Decision {
     let agent = AgentFacts {
         name: "agent",
         sponsor: "alice",
+        sponsor_groups: &[],
         issuer: "broker",
         actor: None,
         claims: NO_CLAIMS,

@@ -60,14 +60,23 @@ impl Broker {
     }
 
     /// An agent, as rules see it.
-    fn facts<'a>(&'a self, agent: &'a Agent) -> AgentFacts<'a> {
+    fn facts<'a>(&'a self, agent: &'a Agent, sponsor_groups: &'a [String]) -> AgentFacts<'a> {
         AgentFacts {
             name: &agent.name,
             sponsor: &agent.sponsor,
+            sponsor_groups,
             issuer: &self.config.settings.origin,
             actor: None,
             claims: NO_CLAIMS,
         }
+    }
+
+    /// The groups of an agent's sponsor, unless the sponsor is disabled; nobody looks where no rule asks.
+    async fn sponsor_groups(&self, sponsor: &str) -> Result<Option<Vec<String>>> {
+        if !self.config.policy.reads_sponsor_groups() {
+            return Ok(Some(Vec::new()));
+        }
+        Ok(store::active_person(&self.pool, sponsor).await?.map(|it| it.groups))
     }
 
     fn limits(&self) -> Limits {

@@ -29,6 +29,7 @@ pub struct Policy {
     names: Names,
     authorizer: Authorizer,
     reads_usage: bool,
+    reads_sponsor_groups: bool,
 }
 
 /// What the rules say, with the ids of the rules that said so.
@@ -56,6 +57,8 @@ pub enum Decision {
 pub struct AgentFacts<'a> {
     pub name: &'a str,
     pub sponsor: &'a str,
+    /// What rules may ask of the sponsor. Without them `principal.sponsor in Group::"…"` would be false of everybody.
+    pub sponsor_groups: &'a [String],
     pub issuer: &'a str,
     /// Who set a pipeline off, if somebody did.
     pub actor: Option<&'a str>,
@@ -198,13 +201,20 @@ impl Policy {
             }
         }
         let reads_usage = files.iter().any(|(_, text)| text.contains("usage"));
+        let reads_sponsor_groups =
+            rules.policies().any(|it| asks_for_sponsor_groups(&it.to_string()));
         let (names, authorizer) = (Names::new(), Authorizer::new());
-        Ok(Self { rules, schema, names, authorizer, reads_usage })
+        Ok(Self { rules, schema, names, authorizer, reads_usage, reads_sponsor_groups })
     }
 
     /// Whether a rule may ask what the agent had before. Where none does, nobody has to look.
     pub fn reads_usage(&self) -> bool {
         self.reads_usage
+    }
+
+    /// Likewise, whether a rule about requests or signatures may ask for the groups of an agent's sponsor.
+    pub fn reads_sponsor_groups(&self) -> bool {
+        self.reads_sponsor_groups
     }
 
     /// Decides about a request that fits its scope.
@@ -224,8 +234,9 @@ impl Policy {
         self.evaluate(who, act, now).unwrap_or(Ruling::Deny { by: Vec::new() })
     }
 
-    fn evaluate(&self, who: Who<'_>, act: &Act<'_>, now: OffsetDateTime) -> Option<Ruling> {
-        let mut ground = Ground { names: &self.names, entities: Vec::with_capacity(4) };
+    fn evaluate<'a>(&'a self, who: Who<'a>, act: &Act<'a>, now: OffsetDateTime) -> Option<Ruling> {
+        let mut ground =
+            Ground { names: &self.names, agents: Vec::new(), entities: Vec::with_capacity(4) };
         let principal = ground.who(who)?;
         let (name, resource, mut context) = ground.act(act)?;
         context.push(("time".to_owned(), time_of(now)?));
@@ -251,13 +262,14 @@ impl Policy {
 /// What one evaluation needs to know of the world.
 struct Ground<'a> {
     names: &'a Names,
+    agents: Vec<AgentFacts<'a>>,
     entities: Vec<Entity>,
 }
 
 type Pairs = Vec<(String, RestrictedExpression)>;
 
-impl Ground<'_> {
-    fn who(&mut self, who: Who<'_>) -> Option<EntityUid> {
+impl<'a> Ground<'a> {
+    fn who(&mut self, who: Who<'a>) -> Option<EntityUid> {
         match who {
             Who::Agent(agent) => self.agent(agent),
             Who::Person(person) => Some(self.person(person)),
@@ -266,17 +278,24 @@ impl Ground<'_> {
 
     fn person(&mut self, person: PersonFacts<'_>) -> EntityUid {
         let me = uid(&self.names.person, person.handle);
+        if self.entities.iter().any(|it| it.uid() == me) {
+            return me;
+        }
         let groups = person.groups.iter().map(|it| uid(&self.names.group, it)).collect();
         self.entities.push(Entity::new_no_attrs(me.clone(), groups));
         me
     }
 
-    fn agent(&mut self, agent: AgentFacts<'_>) -> Option<EntityUid> {
+    fn agent(&mut self, agent: AgentFacts<'a>) -> Option<EntityUid> {
         let me = uid(&self.names.agent, agent.name);
-        if self.entities.iter().any(|it| it.uid() == me) {
-            return Some(me);
+        if let Some(known) = self.agents.iter().find(|it| it.name == agent.name) {
+            // Agents of two sponsors are two, whatever they are called, but rules would take them for one.
+            let same = (known.sponsor, known.issuer) == (agent.sponsor, agent.issuer);
+            return same.then_some(me);
         }
-        let sponsor = uid(&self.names.person, agent.sponsor);
+        self.agents.push(agent);
+        let sponsor =
+            self.person(PersonFacts { handle: agent.sponsor, groups: agent.sponsor_groups });
         let mut attributes = vec![
             pair("sponsor", RestrictedExpression::new_entity_uid(sponsor)),
             pair("issuer", text(agent.issuer)),
@@ -300,7 +319,7 @@ impl Ground<'_> {
         Some(me)
     }
 
-    fn target(&mut self, target: Target<'_>) -> Option<EntityUid> {
+    fn target(&mut self, target: Target<'a>) -> Option<EntityUid> {
         Some(match target {
             Target::Agent(agent) => self.agent(agent)?,
             Target::Sponsor(handle) => uid(&self.names.person, handle),
@@ -315,7 +334,7 @@ impl Ground<'_> {
     }
 
     /// The action's name, its resource, and its context but for the time.
-    fn act(&mut self, act: &Act<'_>) -> Option<(&'static str, EntityUid, Pairs)> {
+    fn act(&mut self, act: &Act<'a>) -> Option<(&'static str, EntityUid, Pairs)> {
         Some(match act {
             Act::Request(asked) => ("request", self.scope(asked.scope)?, asked.context()?),
             Act::Sign { scope, decision, agent, assurance } => {
@@ -396,6 +415,13 @@ fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
     EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
 }
 
+/// By the words of a rule: yes too often costs a look, no too often would cost a forbid.
+fn asks_for_sponsor_groups(rule: &str) -> bool {
+    let rule: String = rule.split_whitespace().collect();
+    let acts = ["\"request\"", "\"sign\""].iter().any(|it| rule.contains(it));
+    rule.contains("sponsor") && rule.contains("Group") && (acts || !rule.contains("Action::"))
+}
+
 /// An error with the line of the file that it is about, where Cedar says one.
 fn located(text: &str, error: &dyn miette::Diagnostic) -> String {
     let offset = error.labels().and_then(|mut it| it.next()).map(|it| it.offset());
@@ -427,6 +453,7 @@ mod tests {
         AgentFacts {
             name: "demo-agent",
             sponsor: "alice",
+            sponsor_groups: &[],
             issuer: "https://broker.example",
             actor: None,
             claims,
@@ -569,6 +596,37 @@ mod tests {
     }
 
     #[test]
+    fn the_sponsors_groups_count_when_their_agent_asks() {
+        let rules = format!(
+            "{ASK} @id(\"not\") forbid (principal is Agent, action == Action::\"request\", resource is Scope) \
+             when {{ principal.sponsor in Group::\"contractors\" }};"
+        );
+        let policy = policy(&rules).unwrap();
+        let catalogue = load(SCOPES).unwrap();
+        let with = |groups: &[String]| {
+            let agent = AgentFacts { sponsor_groups: groups, ..agent(NO_CLAIMS) };
+            policy.decide(agent, asked(catalogue.scope("staging-rw").unwrap()), NOW)
+        };
+        assert!(policy.reads_sponsor_groups());
+        assert!(matches!(with(&[]), Decision::Allow { .. }));
+        assert_eq!(with(&["contractors".into()]), Decision::Deny { by: vec!["not".into()] });
+    }
+
+    #[test]
+    fn agents_of_two_sponsors_are_never_taken_for_one() {
+        let rules = "@id(\"own\") permit (principal is Agent, action == Action::\"revoke\", resource is Scope) when { principal == context.agent };";
+        let policy = policy(rules).unwrap();
+        let catalogue = load(SCOPES).unwrap();
+        let scope = catalogue.scope("staging-rw").unwrap();
+        let revoke = |sponsor| {
+            let who = Who::Agent(AgentFacts { sponsor, ..agent(NO_CLAIMS) });
+            policy.rule(who, &Act::Revoke { scope, agent: agent(NO_CLAIMS) }, NOW)
+        };
+        assert_eq!(revoke("alice"), Ruling::Allow { by: vec!["own".into()] });
+        assert_eq!(revoke("mallory"), Ruling::Deny { by: vec![] });
+    }
+
+    #[test]
     fn every_act_is_one_that_the_schema_knows() {
         let policy = policy("@id(\"all\") permit (principal, action, resource);").unwrap();
         let catalogue = load(SCOPES).unwrap();
@@ -625,6 +683,23 @@ mod tests {
         assert!(!policy(ASK).unwrap().reads_usage());
         let counts = "@id(\"few\") permit (principal, action == Action::\"request\", resource) when { context.usage.live_leases < 2 };";
         assert!(policy(counts).unwrap().reads_usage());
+        for (rule, reads) in [
+            (ASK, false),
+            (
+                "@id(\"x\") permit (principal is Person, action == Action::\"revoke\", resource) when { principal == context.agent.sponsor || principal in Group::\"ops\" };",
+                false,
+            ),
+            (
+                "@id(\"x\") forbid (principal is Agent, action, resource is Scope) when { principal.sponsor in Group :: \"ops\" };",
+                true,
+            ),
+            (
+                "@id(\"x\") forbid (principal, action in [Action::\"sign\"], resource) when { context.agent.sponsor in Group::\"ops\" };",
+                true,
+            ),
+        ] {
+            assert_eq!(policy(rule).unwrap().reads_sponsor_groups(), reads, "{rule}");
+        }
     }
 
     #[test]

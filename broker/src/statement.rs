@@ -671,7 +671,7 @@ pub(crate) mod tests {
             &|it| it.conditions.regions.clear(),
             &|it| it.conditions.more = vec![more("StringEquals", "AWS:resourceaccount")],
             &|it| {
-                it.conditions.more = vec![more("StringLike", "aws:x"), more("StringLike", "aws:X")]
+                it.conditions.more = vec![more("StringLike", "aws:x"), more("StringLike", "aws:X")];
             },
             &|it| it.actions = vec![pass("iam:PassRole")],
             &|it| {

@@ -252,3 +252,21 @@ async fn an_explanation_says_when_a_budget_will_have_room_and_uses_nothing_up() 
         0
     );
 }
+
+#[tokio::test]
+async fn a_rule_about_the_sponsors_groups_holds() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let rule = "@id(\"no-contractors\") forbid (principal is Agent, action == Action::\"request\", resource is Scope) \
+                when { principal.sponsor in Group::\"contractors\" };";
+    let strict = with_rule(&broker, &sts, rule).await;
+    assert_eq!(
+        strict.post("/v1/leases", json!({ "scope": "staging-rw" })).await.status,
+        StatusCode::CREATED
+    );
+    let join = "update person set groups = groups || '{contractors}' where handle = 'alice'";
+    sqlx::query(join).execute(&broker.database.owner).await.unwrap();
+    let denied = strict.post("/v1/leases", json!({ "scope": "staging-rw" })).await;
+    assert_eq!(denied.status, StatusCode::FORBIDDEN, "{}", denied.body);
+    assert!(denied.body["detail"].as_str().unwrap().contains("no-contractors"));
+}

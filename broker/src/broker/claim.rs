@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::identity::Agent;
 use crate::lease::{self, LeaseId, LeaseState};
 use crate::narrow::{Holder, narrow};
-use crate::policy::{Asked, Decision, PersonFacts, Ruling, Usage};
+use crate::policy::{AgentFacts, Asked, Decision, PersonFacts, Ruling, Usage};
 use crate::statement::{AssumeRole, Meaning, Sealed};
 use crate::store::{self, Claimable, Obstacle, Warrant};
 use crate::verify::{self, Rejection, Signer, UnverifiedSignature};
@@ -50,8 +50,9 @@ impl Broker {
         now: OffsetDateTime,
     ) -> Result<Warrant> {
         let lease = &claimable.lease;
+        let groups = self.sponsor_groups(&lease.sponsor).await?;
         let grant = if signed {
-            self.check_approvals(claimable, now)?
+            self.check_approvals(claimable, groups.as_deref(), now)?
         } else {
             Grant {
                 actions: lease.actions.clone(),
@@ -60,7 +61,8 @@ impl Broker {
                 assume_role: claimable.assume_role.clone(),
             }
         };
-        self.check_rules(agent, lease, &grant, now)?;
+        let groups = groups.ok_or(Error::TaskEnded)?;
+        self.check_rules(self.facts(agent, &groups), lease, &grant, now)?;
         let claimed =
             store::claim(&self.pool, &self.scribe, lease, grant.assume_role, agent, now).await?;
         match claimed {
@@ -113,7 +115,7 @@ impl Broker {
     /// Rules can only tighten between request and claim: today's catalogue must compile the very same input.
     fn check_rules(
         &self,
-        agent: &Agent,
+        agent: AgentFacts<'_>,
         lease: &wire::Lease,
         grant: &Grant,
         now: OffsetDateTime,
@@ -151,7 +153,7 @@ impl Broker {
             // What the agent had before was judged at request; by now this lease is part of what it has.
             usage: Usage::default(),
         };
-        match self.config.policy.decide(self.facts(agent), asked, now) {
+        match self.config.policy.decide(agent, asked, now) {
             Decision::Deny { .. } => deny("it is denied now"),
             Decision::NeedSignatures { rule, .. } if lease.signatures_needed < rule.count => {
                 deny("it needs more signatures now")
@@ -161,7 +163,12 @@ impl Broker {
     }
 
     /// Verifies every stored approval anew over the stored bytes, counts people, and reads the grant from the bytes.
-    fn check_approvals(&self, claimable: &Claimable, now: OffsetDateTime) -> Result<Grant> {
+    fn check_approvals(
+        &self,
+        claimable: &Claimable,
+        sponsor_groups: Option<&[String]>,
+        now: OffsetDateTime,
+    ) -> Result<Grant> {
         let lease = &claimable.lease;
         let why = "its approvals do not count any more: a key was revoked, a signer left, or the rules ask for more";
         let deny = || Error::Denied { lease_id: Some(lease.id), why: why.into() };
@@ -190,7 +197,14 @@ impl Broker {
                 let person = PersonFacts { handle: &approval.person, groups: &approval.groups };
                 let (approve, assurance) = (lease::Decision::Approve, approval.key.assurance);
                 // As of when they signed: office hours are not over because the agent claims late.
-                match self.rule_on_signing(person, &terms, approve, assurance, approval.signed_at) {
+                match self.rule_on_signing(
+                    person,
+                    &terms,
+                    sponsor_groups,
+                    approve,
+                    assurance,
+                    approval.signed_at,
+                ) {
                     Ruling::Allow { .. } => Ok(()),
                     Ruling::Deny { .. } => Err(Rejection::ForbiddenByRule),
                 }

@@ -90,6 +90,7 @@ impl Broker {
         }
         let now = self.clock.now();
         let usage = self.usage(agent, now).await?;
+        let groups = self.sponsor_groups(&agent.sponsor).await?.ok_or(Error::TaskEnded)?;
         let allowed = |scope: &&catalogue::Scope| {
             let asked = Asked {
                 scope,
@@ -98,7 +99,7 @@ impl Broker {
                 task: &agent.task,
                 usage,
             };
-            let decision = self.config.policy.decide(self.facts(agent), asked, now);
+            let decision = self.config.policy.decide(self.facts(agent, &groups), asked, now);
             !matches!(decision, Decision::Deny { .. })
         };
         let scopes = self.config.catalogue.scopes().filter(allowed).map(wire_scope).collect();

@@ -130,7 +130,8 @@ impl Broker {
             task,
             usage: self.usage(agent, now).await?,
         };
-        match self.config.policy.decide(self.facts(agent), asked, now) {
+        let groups = self.sponsor_groups(&agent.sponsor).await?.ok_or(Error::TaskEnded)?;
+        match self.config.policy.decide(self.facts(agent, &groups), asked, now) {
             Decision::Deny { by } if by.is_empty() => deny("no rule allows it".into()),
             Decision::Deny { by } => {
                 let why = format!("forbidden by {}", by.join(", "));

@@ -95,7 +95,9 @@ impl Broker {
             return Ok(Err(NotCounting::of(rejection, person)));
         }
         let facts = PersonFacts { handle: person, groups: &holder.groups };
-        match self.rule_on_signing(facts, terms, request.decision, holder.key.assurance, now) {
+        let groups = self.sponsor_groups(&terms.sponsor).await?;
+        let (decision, assurance) = (request.decision, holder.key.assurance);
+        match self.rule_on_signing(facts, terms, groups.as_deref(), decision, assurance, now) {
             Ruling::Allow { by: decided_by } => {
                 Ok(Ok(Counting { holder, fingerprint, touch, decided_by }))
             }
@@ -111,16 +113,20 @@ impl Broker {
         &self,
         person: PersonFacts<'_>,
         terms: &LeaseTerms,
+        sponsor_groups: Option<&[String]>,
         decision: lease::Decision,
         assurance: Assurance,
         at: OffsetDateTime,
     ) -> Ruling {
-        let Some(scope) = self.config.catalogue.scope(&terms.scope) else {
+        let (Some(scope), Some(sponsor_groups)) =
+            (self.config.catalogue.scope(&terms.scope), sponsor_groups)
+        else {
             return Ruling::Deny { by: Vec::new() };
         };
         let agent = AgentFacts {
             name: &terms.agent.name,
             sponsor: &terms.sponsor,
+            sponsor_groups,
             issuer: &terms.agent.issuer,
             actor: terms.actor.as_deref(),
             claims: NO_CLAIMS,

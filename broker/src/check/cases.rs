@@ -38,6 +38,8 @@ struct Case {
     /// is whose lease it is.
     agent: Option<String>,
     sponsor: Option<String>,
+    #[serde(default)]
+    sponsor_groups: Vec<String>,
     issuer: Option<String>,
     actor: Option<String>,
     #[serde(default)]
@@ -246,6 +248,7 @@ impl Case {
         Ok(AgentFacts {
             name: self.agent.as_deref().ok_or("say which `agent`")?,
             sponsor: self.sponsor.as_deref().ok_or("say who is its `sponsor`")?,
+            sponsor_groups: &self.sponsor_groups,
             issuer: self.issuer.as_deref().unwrap_or(&config.settings.origin),
             actor: self.actor.as_deref(),
             claims: &self.claims,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::catalogue::{Catalogue, Scope, ScopeAction};
+use crate::catalogue::{Catalogue, Scope};
 use crate::config::{Config, Settings, Span};
 use crate::statement::Conditions;
 
