@@ -110,6 +110,12 @@ fn service(prefix: &str) -> Option<&'static Service> {
     Some(&services[at])
 }
 
+/// Whether what `arn` matches could be something that an action takes.
+pub fn are_of_a_known_form(arn: &Arn) -> bool {
+    let kinds = all().flat_map(|it| it.kinds);
+    kinds.filter(|it| it.service() == arn.service()).any(|it| it.overlaps(arn))
+}
+
 /// All of them: by service, and there by name in lower case.
 pub fn all() -> impl Iterator<Item = &'static Action> {
     TABLE.actions.iter()

@@ -210,7 +210,11 @@ impl Kind {
 
     /// Whether `arn` matches something of this type.
     pub fn overlaps(&self, arn: &Arn) -> bool {
-        self.parts.iter().zip(arn.parts()).all(|(kind, part)| kind_overlaps(kind, part))
+        // A Region or an account that AWS writes is never empty; of Backup's recovery points, which are anybody's, nobody says.
+        let parts = arn.parts();
+        let written = self.service() == "*"
+            || (3..5).all(|at| self.parts[at].is_empty() || !parts[at].is_empty());
+        written && self.parts.iter().zip(parts).all(|(kind, part)| kind_overlaps(kind, part))
     }
 }
 

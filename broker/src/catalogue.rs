@@ -867,6 +867,34 @@ signers = { groups = ["ops"], assurance = "present" }
     }
 
     #[test]
+    fn a_pattern_that_protects_nothing_does_not_load() {
+        let home = |arn: &str| {
+            let file = toml::from_str(&format!("resources = [\"arn:aws:{arn}\"]")).unwrap();
+            Home::build(&file).map(|_| ())
+        };
+        for good in [
+            "s3:::broker-*",
+            "rds:*:111122223333:*:broker*",
+            "iam::111122223333:role/broker",
+            "kms:us-east-1:111122223333:key/*",
+            "logs:us-east-1:111122223333:log-group:/broker:*",
+            "ec2:us-east-1:111122223333:instance/i-0",
+        ] {
+            assert_eq!(home(good), Ok(()), "{good}");
+        }
+        for wrong in [
+            "s3:us-east-1:111122223333:broker-log",
+            "iam:us-east-1:111122223333:role/broker",
+            "dynamodb:us-east-1::table/broker",
+            "dynamodb:us-east-1:111122223333:broker",
+            "dynamo:us-east-1:111122223333:table/broker",
+        ] {
+            let why = home(wrong).unwrap_err();
+            assert!(why.contains("no resource that we know"), "{wrong}: {why}");
+        }
+    }
+
+    #[test]
     fn a_lower_tier_than_computed_does_not_load_and_a_higher_one_counts() {
         let declare = |tier: &str| {
             scope(

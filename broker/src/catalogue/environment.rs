@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::actions;
 use crate::arn::Arn;
 use crate::lease::Environment;
 
@@ -162,5 +163,16 @@ pub fn check_account(account: &str) -> Result<(), String> {
 }
 
 fn arns(texts: &[String]) -> Result<Vec<Arn>, String> {
-    texts.iter().map(|it| Arn::parse(it).map_err(|error| error.to_string())).collect()
+    let read = |text: &String| {
+        let arn = Arn::parse(text).map_err(|error| error.to_string())?;
+        // What is misspelled would protect nothing, without a word.
+        if arn.is_any() || actions::are_of_a_known_form(&arn) {
+            Ok(arn)
+        } else {
+            Err(format!(
+                "no resource that we know has an ARN like {arn}: compare its Region, account and type with AWS's form"
+            ))
+        }
+    };
+    texts.iter().map(read).collect()
 }
