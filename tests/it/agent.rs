@@ -443,7 +443,9 @@ async fn a_rule_about_the_window_holds_at_claim_too() {
     let rule = "@id(\"at-most-an-hour\") forbid (principal, action == Action::\"request\", resource) when { context.ttl_seconds > 3600 };";
     std::fs::write(broker.config_dir.path().join("policies/more.cedar"), rule).unwrap();
     let replica = broker.replica(sts.options()).await;
-    assert_eq!(replica.claim(long).await.problem(), "/problems/denied");
+    let refused = replica.claim(long).await;
+    assert_eq!(refused.problem(), "/problems/denied");
+    assert!(refused.body["detail"].as_str().unwrap().contains("forbidden by at-most-an-hour"));
     assert_eq!(replica.claim(short).await.status, StatusCode::OK);
 }
 

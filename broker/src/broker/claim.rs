@@ -154,7 +154,8 @@ impl Broker {
             usage: Usage::default(),
         };
         match self.config.policy.decide(agent, asked, now) {
-            Decision::Deny { .. } => deny("it is denied now"),
+            Decision::Deny { by } if by.is_empty() => deny("no rule allows it now"),
+            Decision::Deny { by } => deny(&format!("it is forbidden by {} now", by.join(", "))),
             Decision::NeedSignatures { rule, .. } if lease.signatures_needed < rule.count => {
                 deny("it needs more signatures now")
             }
