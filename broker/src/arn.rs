@@ -1,7 +1,8 @@
 //! ARNs with IAM's wildcards: what contains what, and what may overlap. Pure.
 //!
 //! `*` stands for any characters and `?` for one, within one of the six parts (IAM user guide, "IAM JSON policy
-//! elements: Resource"). `*` alone stands for every ARN.
+//! elements: Resource"). AWS may let a `*` that ends a part run on over the colon; the account, which is written out or
+//! demanded by a condition, still binds it. `*` alone stands for every ARN.
 
 use std::fmt;
 

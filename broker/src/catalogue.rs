@@ -1,5 +1,6 @@
 //! Scopes: what may be asked for, and how dangerous that is. Tiers are computed, never declared. Pure.
 
+mod conditions;
 pub mod environment;
 pub mod tier;
 
@@ -257,7 +258,8 @@ impl Scope {
         if !Arn::parse(&role_arn).is_ok_and(|it| it.is_exact()) {
             return Err(format!("role {:?} is not the name of one role", file.role));
         }
-        let conditions = conditions(&file)?;
+        check_role(&file)?;
+        let conditions = conditions::build(&file)?;
         let resources = resources(&file)?;
         let named = expand(&file.actions, &resources)?;
         let environment = environment(&named, &resources, &file.account, ground.environments);
@@ -352,6 +354,22 @@ fn stricter_classes(
         }
     }
     Ok(classes)
+}
+
+/// What STS would refuse, when somebody has signed already (`API_CreateRole`, `API_AssumeRole`).
+fn check_role(file: &ScopeFile) -> Result<(), String> {
+    let name = file.role.rsplit('/').next().unwrap_or_default();
+    let letter = |it: char| it.is_ascii_alphanumeric() || "_+=,.@-/".contains(it);
+    if !(1..=64).contains(&name.len()) || 512 < file.role.len() || !file.role.chars().all(letter) {
+        return Err(format!("role {:?} is not the name of one role", file.role));
+    }
+    let letter = |it: char| it.is_ascii_alphanumeric() || "_+=,.@:/-".contains(it);
+    match &file.external_id {
+        Some(it) if !(2..=1224).contains(&it.len()) || !it.chars().all(letter) => {
+            Err("external_id: 2 to 1,224 letters, digits and `_+=,.@:/-`".into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn role_arn(account: &str, role: &str) -> String {
@@ -529,124 +547,6 @@ fn judge(
         )
     });
     Err(reasons.collect::<Vec<_>>().join("; "))
-}
-
-/// What the scope's conditions come to; refuses those that would not do what they seem to.
-fn conditions(file: &ScopeFile) -> Result<Conditions, String> {
-    /// What has a field of its own, and what that is.
-    const OURS: [(&str, &str); 7] = [
-        ("aws:resourceaccount", "account"),
-        ("aws:requestedregion", "regions"),
-        ("aws:securetransport", "secure_transport"),
-        ("aws:sourceip", "source_networks"),
-        ("aws:viaawsservice", "source_networks"),
-        ("iam:passedtoservice", "pass_role_to"),
-        ("aws:currenttime", "max_ttl"),
-    ];
-    /// IAM user guide, "IAM JSON policy elements: Condition operators".
-    const OPERATORS: [&str; 27] = [
-        "StringEquals",
-        "StringNotEquals",
-        "StringEqualsIgnoreCase",
-        "StringNotEqualsIgnoreCase",
-        "StringLike",
-        "StringNotLike",
-        "NumericEquals",
-        "NumericNotEquals",
-        "NumericLessThan",
-        "NumericLessThanEquals",
-        "NumericGreaterThan",
-        "NumericGreaterThanEquals",
-        "DateEquals",
-        "DateNotEquals",
-        "DateLessThan",
-        "DateLessThanEquals",
-        "DateGreaterThan",
-        "DateGreaterThanEquals",
-        "Bool",
-        "BinaryEquals",
-        "IpAddress",
-        "NotIpAddress",
-        "ArnEquals",
-        "ArnLike",
-        "ArnNotEquals",
-        "ArnNotLike",
-        "Null",
-    ];
-    let name = |it: &str| {
-        !it.is_empty()
-            && it.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
-    };
-    if file.regions.is_empty() {
-        return Err("regions is empty; name at least one, like \"eu-central-1\"".into());
-    }
-    if let Some(wrong) = file.regions.iter().find(|it| !name(it)) {
-        return Err(format!("region {wrong:?} is not the name of one Region"));
-    }
-    for network in &file.source_networks {
-        check_network(network)?;
-    }
-    for service in &file.pass_role_to {
-        if !service.split('.').all(name) || !service.ends_with(".amazonaws.com") {
-            return Err(format!(
-                "pass_role_to {service:?}: write a service's principal, like \"lambda.amazonaws.com\""
-            ));
-        }
-    }
-    let mut more = file.conditions.clone();
-    more.sort();
-    for condition in &more {
-        let Condition { operator, key, values } = condition;
-        let plain = operator.strip_suffix("IfExists").unwrap_or(operator);
-        let plain = plain.strip_prefix("ForAnyValue:").unwrap_or(plain);
-        if !OPERATORS.contains(&plain) {
-            return Err(format!(
-                "{operator:?} is not a condition operator that we take; `ForAllValues:` is true of nothing at all, so it is not one"
-            ));
-        }
-        let lower = key.to_ascii_lowercase();
-        if let Some((_, field)) = OURS.iter().find(|(ours, _)| *ours == lower) {
-            return Err(format!("condition on {key}: write it as `{field}`"));
-        }
-        let service = key.split_once(':').map(|(service, rest)| (service, !rest.is_empty()));
-        if !service.is_some_and(|(it, rest)| rest && name(it)) {
-            return Err(format!(
-                "{key:?} is not a condition key: write `aws:NAME` or `SERVICE:NAME`"
-            ));
-        }
-        let sent = |it: &String| {
-            it.chars().all(|it| !it.is_control() && u32::from(it) <= 0xff) && !it.contains("${")
-        };
-        if values.is_empty() || !values.iter().all(sent) || !key.is_ascii() {
-            return Err(format!(
-                "condition on {key}: at least one value, without control characters or policy variables"
-            ));
-        }
-    }
-    if more.windows(2).any(|it| (&it[0].operator, &it[0].key) == (&it[1].operator, &it[1].key)) {
-        return Err(
-            "two conditions have the same operator and key; put their values together".into()
-        );
-    }
-    Ok(Conditions {
-        regions: file.regions.clone(),
-        secure_transport: file.secure_transport,
-        source_networks: file.source_networks.clone(),
-        pass_role_to: file.pass_role_to.clone(),
-        more,
-    })
-}
-
-fn check_network(text: &str) -> Result<(), String> {
-    let bad = || format!("source network {text:?}: write a CIDR block, like \"203.0.113.0/24\"");
-    let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
-    let address: std::net::IpAddr = address.parse().map_err(|_| bad())?;
-    let prefix: u8 = prefix.parse().map_err(|_| bad())?;
-    let longest = if address.is_ipv4() { 32 } else { 128 };
-    if prefix == 0 || longest < prefix {
-        return Err(bad());
-    }
-    Ok(())
 }
 
 /// What the tier demands at least, and what the scope adds to it.
@@ -1114,12 +1014,31 @@ signers = { groups = ["ops"], assurance = "present" }
         for wrong in [
             "source_networks = [\"0.0.0.0/0\"]",
             "source_networks = [\"203.0.113.0\"]",
+            "conditions = [{ operator = \"StringLike\", key = \"aws:X\", values = [\"a\"] }, { operator = \"StringLike\", key = \"aws:x\", values = [\"b\"] }]",
             "source_networks = [\"203.0.113.0/33\"]",
             "pass_role_to = [\"*.amazonaws.com\"]",
         ] {
             assert!(with(wrong).is_err(), "{wrong}");
         }
         assert!(with("source_networks = [\"203.0.113.0/24\", \"2001:db8::/32\"]").is_ok());
+    }
+
+    #[test]
+    fn a_role_or_external_id_that_sts_would_refuse_does_not_load() {
+        let with = |role: &str, more: &str| {
+            let (head, _) = SCOPES.split_once("[[scope]]").unwrap();
+            let text = format!(
+                "{head}[[scope]]\nname = \"s\"\ndescription = \"\"\naccount = \"111122223333\"\nregions = [\"us-east-1\"]\nrole = \"{role}\"\nactions = [\"s3:ListBucket\"]\nresources = [\"arn:aws:s3:::staging-a\"]\n{more}\n"
+            );
+            load(&text).map(|_| ())
+        };
+        assert!(with("path/to/broker-staging", "external_id = \"ab\"").is_ok());
+        for role in ["", "a/", "x*", "r\u{f6}le", &"x".repeat(65)] {
+            assert!(with(role, "").unwrap_err().contains("not the name of one role"), "{role}");
+        }
+        for id in ["x", "a b", &"x".repeat(1225)] {
+            assert!(with("r", &format!("external_id = \"{id}\"")).is_err(), "{id}");
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::str::FromStr;
 
 use cedar_policy::{
     Authorizer, Context, Decision as Verdict, Entities, Entity, EntityId, EntityTypeName,
-    EntityUid, PolicyId, PolicySet, Request, RestrictedExpression, Schema, ValidationMode,
-    Validator,
+    EntityUid, Policy as Rule, PolicyId, PolicySet, Request, RestrictedExpression, Schema,
+    ValidationMode, Validator,
 };
 use serde::Deserialize;
 use time::format_description::well_known::Rfc3339;
@@ -200,9 +200,8 @@ impl Policy {
                 return Err(invalid(path, errors.join("\n")));
             }
         }
-        let reads_usage = files.iter().any(|(_, text)| text.contains("usage"));
-        let reads_sponsor_groups =
-            rules.policies().any(|it| asks_for_sponsor_groups(&it.to_string()));
+        let reads_usage = rules.policies().any(asks_for_usage);
+        let reads_sponsor_groups = rules.policies().any(asks_for_sponsor_groups);
         let (names, authorizer) = (Names::new(), Authorizer::new());
         Ok(Self { rules, schema, names, authorizer, reads_usage, reads_sponsor_groups })
     }
@@ -415,11 +414,23 @@ fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
     EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
 }
 
-/// By the words of a rule: yes too often costs a look, no too often would cost a forbid.
-fn asks_for_sponsor_groups(rule: &str) -> bool {
-    let rule: String = rule.split_whitespace().collect();
-    let acts = ["\"request\"", "\"sign\""].iter().any(|it| rule.contains(it));
-    rule.contains("sponsor") && rule.contains("Group") && (acts || !rule.contains("Action::"))
+/// A rule's names and texts as Cedar read them, whatever their spelling. `None` for one that cannot be written so.
+fn words(rule: &Rule) -> Option<(String, String)> {
+    let json = rule.to_json().ok()?;
+    Some((json.to_string(), json["action"].to_string()))
+}
+
+/// Whether a rule may ask what an agent had before. Yes too often costs a look; no too often would cost a forbid.
+fn asks_for_usage(rule: &Rule) -> bool {
+    words(rule).is_none_or(|(all, _)| all.contains("\"usage\""))
+}
+
+/// Whether a rule about requests or signatures may ask for the groups of an agent's sponsor; likewise.
+fn asks_for_sponsor_groups(rule: &Rule) -> bool {
+    words(rule).is_none_or(|(all, action)| {
+        let acts = ["\"All\"", "\"request\"", "\"sign\""].iter().any(|it| action.contains(it));
+        acts && all.contains("\"sponsor\"") && all.contains("\"Group\"")
+    })
 }
 
 /// An error with the line of the file that it is about, where Cedar says one.
@@ -683,6 +694,8 @@ mod tests {
         assert!(!policy(ASK).unwrap().reads_usage());
         let counts = "@id(\"few\") permit (principal, action == Action::\"request\", resource) when { context.usage.live_leases < 2 };";
         assert!(policy(counts).unwrap().reads_usage());
+        let spelled = counts.replace("context.usage", "context[\"us\\u{61}ge\"]");
+        assert!(policy(&spelled).unwrap().reads_usage());
         for (rule, reads) in [
             (ASK, false),
             (
@@ -691,6 +704,10 @@ mod tests {
             ),
             (
                 "@id(\"x\") forbid (principal is Agent, action, resource is Scope) when { principal.sponsor in Group :: \"ops\" };",
+                true,
+            ),
+            (
+                "@id(\"x\") forbid (principal is Agent, action == Action::\"request\", resource) when { principal[\"spons\\u{6f}r\"] in Group::\"ops\" };",
                 true,
             ),
             (

@@ -15,15 +15,15 @@ use crate::lease::{ActionClass, Assurance, Decision, Environment, LeaseId, Tier}
 const IN_TOTO: &str = "https://in-toto.io/Statement/v1";
 const LEASE_REQUEST: &str = "urn:broker:lease-request:v1";
 
-/// The condition keys that `session_policy` writes itself, in lower case.
-const OWN_KEYS: [&str; 7] = [
-    "aws:resourceaccount",
-    "aws:requestedregion",
-    "aws:securetransport",
-    "aws:sourceip",
-    "aws:viaawsservice",
-    "iam:passedtoservice",
-    "aws:currenttime",
+/// The condition keys that `session_policy` writes itself, in lower case, and the field of a scope that each is for.
+pub const OWN_KEYS: [(&str, &str); 7] = [
+    ("aws:resourceaccount", "account"),
+    ("aws:requestedregion", "regions"),
+    ("aws:securetransport", "secure_transport"),
+    ("aws:sourceip", "source_networks"),
+    ("aws:viaawsservice", "source_networks"),
+    ("iam:passedtoservice", "pass_role_to"),
+    ("aws:currenttime", "max_ttl"),
 ];
 
 /// What a signature says. Each meaning has a payload type and an SSHSIG namespace of its own, so that a
@@ -467,6 +467,10 @@ impl Sealed {
             ));
         }
         check_lists(terms)?;
+        // One STS session of a signed lease; role chaining caps it at an hour (`API_AssumeRole`).
+        if !(900..=3600).contains(&role.duration_seconds) {
+            return Err(StatementError::Contradiction("no session lasts so long, or so short"));
+        }
         if !role.role_arn.starts_with(&format!("arn:aws:iam::{}:role/", terms.account.id)) {
             return Err(StatementError::Contradiction("the role is in another account"));
         }
@@ -518,7 +522,7 @@ fn check_lists(terms: &LeaseTerms) -> Result<(), StatementError> {
     let mut keys: Vec<_> = keys.collect();
     keys.sort_unstable();
     if keys.windows(2).any(|it| it[0] == it[1])
-        || keys.iter().any(|(_, key)| OWN_KEYS.contains(&key.as_str()))
+        || keys.iter().any(|(_, key)| OWN_KEYS.iter().any(|(own, _)| own == key))
     {
         return Err(StatementError::Contradiction("one condition takes the place of another"));
     }
@@ -733,10 +737,12 @@ pub(crate) mod tests {
         let mut wider = terms();
         wider.assume_role.policy = wider.assume_role.policy.replace("config.json", "*");
         wider.assume_role.policy_sha256 = sha256_hex(wider.assume_role.policy.as_bytes());
+        let mut lasting = terms();
+        lasting.assume_role.duration_seconds = 43_200;
         let mut elsewhere = terms();
         elsewhere.assume_role.role_arn = "arn:aws:iam::111111111111:role/admin".into();
         let wild = [wild_action, wild_resource, anything].map(seal_as_is);
-        for it in [policy, identity, wider, elsewhere].into_iter().chain(wild) {
+        for it in [policy, identity, wider, lasting, elsewhere].into_iter().chain(wild) {
             assert!(matches!(Sealed::new(it), Err(StatementError::Contradiction(_))));
         }
     }

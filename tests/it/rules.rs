@@ -109,6 +109,8 @@ async fn a_rule_about_signing_holds_when_somebody_signs_and_is_named() {
     assert_eq!(named("signature.rejected").await, json!(["bob-is-away"]));
     assert_eq!(strict.approve(id, &strict.carol).await.status, StatusCode::OK);
     assert_eq!(named("signature.accepted").await, json!(["signers-may-sign"]));
+    assert_eq!(strict.claim(id).await.status, StatusCode::OK);
+    assert_eq!(named("session.issuing").await, json!(["agents-may-ask"]));
 }
 
 #[tokio::test]

@@ -62,9 +62,10 @@ impl Broker {
             }
         };
         let groups = groups.ok_or(Error::TaskEnded)?;
-        self.check_rules(self.facts(agent, &groups), lease, &grant, now)?;
+        let by = self.check_rules(self.facts(agent, &groups), lease, &grant, now)?;
         let claimed =
-            store::claim(&self.pool, &self.scribe, lease, grant.assume_role, agent, now).await?;
+            store::claim(&self.pool, &self.scribe, lease, grant.assume_role, &by, agent, now)
+                .await?;
         match claimed {
             Some(warrant) => Ok(warrant),
             None => Err(self.why_not_claimed(agent, lease.id, signed, now).await?),
@@ -112,14 +113,15 @@ impl Broker {
         Ok(recorded.then_some(credentials))
     }
 
-    /// Rules can only tighten between request and claim: today's catalogue must compile the very same input.
+    /// Rules can only tighten between request and claim: today's catalogue must compile the very same input. Says which
+    /// rules let it.
     fn check_rules(
         &self,
         agent: AgentFacts<'_>,
         lease: &wire::Lease,
         grant: &Grant,
         now: OffsetDateTime,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         let deny = |why: &str| {
             Err(Error::Denied {
                 lease_id: Some(lease.id),
@@ -159,7 +161,7 @@ impl Broker {
             Decision::NeedSignatures { rule, .. } if lease.signatures_needed < rule.count => {
                 deny("it needs more signatures now")
             }
-            Decision::NeedSignatures { .. } | Decision::Allow { .. } => Ok(()),
+            Decision::NeedSignatures { by, .. } | Decision::Allow { by } => Ok(by),
         }
     }
 

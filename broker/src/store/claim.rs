@@ -99,12 +99,13 @@ pub async fn claim(
     scribe: &Scribe,
     lease: &wire::Lease,
     assume_role: AssumeRole,
+    decided_by: &[String],
     agent: &Agent,
     now: OffsetDateTime,
 ) -> Result<Option<Warrant>> {
     let session = NewSession::for_lease(lease.id);
     let subject = Subject { session_id: Some(session.id), ..Subject::from(lease) };
-    let detail = json!({ "session_name": session.name });
+    let detail = json!({ "session_name": session.name, "decided_by": decided_by });
     let event =
         scribe.body(EventType::SessionIssuing, Actor::Agent(&agent.name), subject, detail, now);
     let row = sqlx::query!(
