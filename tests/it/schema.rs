@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 
 use broker::store;
+use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tests::keys::Key;
+use tests::stack::Database;
 use tests::sts::FakeSts;
 use tests::{TestBroker, enrol};
 use uuid::Uuid;
@@ -1330,4 +1332,34 @@ async fn guards_fire_for_everybody_always() {
         let types = triggers.iter().filter(|it| it.0 == table && it.2 == "A").map(|it| it.3);
         assert_eq!(types.fold(0, |all, it| all | it) & guarded, guarded, "{table}");
     }
+}
+
+#[tokio::test]
+async fn a_database_with_leases_in_it_is_brought_up_to_date_and_keeps_them() {
+    let before_budgets = 20_261_121_000_007;
+    let database = Database::empty().await;
+    let older = store::MIGRATOR.iter().filter(|it| it.version < before_budgets).cloned().collect();
+    let mut owner = store::admin(&database.admin_url).await.unwrap();
+    Migrator::with_migrations(older).run(&mut owner).await.unwrap();
+    let lease = "insert into lease (id, request_sha256, agent, sponsor, task_id, task, scope, actions, resources, rules_sha256, decided_by,
+                                    signatures_needed, eligible_signers, state, requested_at, ended_at, end_reason)
+                 select gen_random_uuid(), sha256('x'), 'a', 'alice', t.id, 't', 's', '{}', '{}', 'nobody kept it', '{}',
+                        0, '{}', 'denied', now(), now(), 'x' from task t";
+    sqlx::raw_sql(
+        "insert into person (handle, display_name, email, created_at) values ('alice', 'a', 'a', now());
+         insert into task (id, agent, sponsor, task, started_at, expires_at) values (gen_random_uuid(), 'a', 'alice', 't', now(), now() + interval '1 day')",
+    )
+    .execute(&mut owner)
+    .await
+    .unwrap();
+    sqlx::raw_sql(lease).execute(&mut owner).await.unwrap();
+
+    store::migrate(&database.admin_url).await.unwrap();
+    let old: Vec<String> = sqlx::query_scalar("select rules_sha256 from lease_history")
+        .fetch_all(&mut owner)
+        .await
+        .unwrap();
+    assert_eq!(old, ["nobody kept it"], "what was judged by something that was not kept stays");
+    let new = sqlx::raw_sql(lease).execute(&mut owner).await.unwrap_err();
+    assert!(new.to_string().contains("lease_rules_are_kept"), "{new}");
 }

@@ -151,11 +151,20 @@ impl Drop for DropDatabase {
 
 impl Database {
     pub async fn new() -> Self {
+        Self::like(TEMPLATE).await
+    }
+
+    /// Without the schema.
+    pub async fn empty() -> Self {
+        Self::like("template0").await
+    }
+
+    async fn like(template: &str) -> Self {
         let shared = tokio::task::spawn_blocking(shared).await.expect("the stack starts");
         let name = format!("t_{}", Uuid::new_v4().simple());
         superuser(
             &shared.superuser_url,
-            format!("create database {name} template {TEMPLATE} owner broker_owner"),
+            format!("create database {name} template {template} owner broker_owner"),
         )
         .await;
         // A template hands on everything but the privileges on the database itself.
