@@ -34,7 +34,7 @@ dev: build ## Run the whole product until Ctrl-C, and try it from another termin
 	@exec "$(BROKERD)" dev --dir "$(DEV_DIR)"
 
 .PHONY: test
-test: check build ## Check and test everything, as CI does
+test: check check-actions build ## Check and test everything, as CI does
 	@scripts/setup.sh --oracle
 	@AWS_CLI="$$(scripts/setup.sh --print-aws)" POLICY_ORACLE="$$(scripts/setup.sh --print-oracle)" \
 	    cargo test --workspace --locked
