@@ -264,8 +264,8 @@ fn ungrantable(it: &ScopeAction) -> NarrowError {
     NarrowError::Ungrantable { action: it.name(), takes: it.action.takes() }
 }
 
-/// The actions named, with whether each was spelled out; each must be in the scope. A wildcard stands for what it stands for in the scope itself: what AWS
-/// can grant on the scope's ARNs.
+/// The actions named, with whether each was spelled out; each must be in the scope. A wildcard stands for what it
+/// stands for in the scope itself: what AWS can grant on the scope's ARNs.
 fn named_actions<'a>(
     scope: &'a Scope,
     texts: &[String],
