@@ -78,8 +78,8 @@ struct Patience {
 
 /// Shows what a request would come to, and why, without making it
 ///
-/// Nothing is asked for and nobody is told: the exit code is 0 whatever the answer. `-o json` has the session policy that
-/// AWS would enforce.
+/// Nothing is asked for and nobody is told: the exit code is 0 whatever the answer. `-o json` has the session
+/// policy that AWS would enforce.
 #[derive(Args)]
 #[command(after_help = "\
 Example:
