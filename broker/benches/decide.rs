@@ -17,6 +17,10 @@ use time::OffsetDateTime;
 use time::macros::datetime;
 use uuid::Uuid;
 
+/// Counts allocations: the look-up of an action makes none.
+#[global_allocator]
+static ALLOC: divan::AllocProfiler = divan::AllocProfiler::system();
+
 const NOW: OffsetDateTime = datetime!(2026-01-05 12:00 UTC);
 const HOLDER: Holder<'static> = Holder { agent: "agent", sponsor: "alice", task: "T-1" };
 const NO_CLAIMS: &BTreeMap<String, String> = &BTreeMap::new();

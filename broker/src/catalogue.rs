@@ -183,6 +183,13 @@ struct Ground<'a> {
     software_keys: bool,
 }
 
+impl Ground<'_> {
+    /// Its class in this installation.
+    fn class_of(&self, action: &Action) -> ActionClass {
+        self.stricter.get(action.name).copied().unwrap_or(action.class)
+    }
+}
+
 impl Catalogue {
     /// Builds the catalogue, or says of each scope that does not load where it is and why. `text` is the file.
     pub fn build(
@@ -254,11 +261,7 @@ impl Scope {
         let account_alias = ground.accounts.get(&file.account).cloned().ok_or_else(|| {
             format!("account {:?} has no alias; add it to [accounts]", file.account)
         })?;
-        let role_arn = role_arn(&file.account, &file.role);
-        if !Arn::parse(&role_arn).is_ok_and(|it| it.is_exact()) {
-            return Err(format!("role {:?} is not the name of one role", file.role));
-        }
-        check_role(&file)?;
+        let role_arn = check_role(&file)?;
         let conditions = conditions::build(&file)?;
         let resources = resources(&file)?;
         let named = expand(&file.actions, &resources)?;
@@ -337,7 +340,9 @@ fn stricter_classes(
 ) -> Result<BTreeMap<&'static str, ActionClass>, String> {
     let mut classes = BTreeMap::new();
     for (pattern, class) in file {
-        let before = classes.len();
+        if actions::matching(pattern).next().is_none() {
+            return Err(format!("[stricter]: {pattern:?} is not an action we know"));
+        }
         for action in actions::matching(pattern) {
             if !at_least_as_strict(*class, action.class) {
                 return Err(format!(
@@ -349,18 +354,20 @@ fn stricter_classes(
                 return Err(format!("[stricter]: {} has two classes; leave one", action.name));
             }
         }
-        if before == classes.len() && actions::matching(pattern).next().is_none() {
-            return Err(format!("[stricter]: {pattern:?} is not an action we know"));
-        }
     }
     Ok(classes)
 }
 
-/// What STS would refuse, when somebody has signed already (`API_CreateRole`, `API_AssumeRole`).
-fn check_role(file: &ScopeFile) -> Result<(), String> {
+/// The role's ARN. Refuses what STS would, when somebody has signed already (`API_CreateRole`, `API_AssumeRole`).
+fn check_role(file: &ScopeFile) -> Result<String, String> {
+    let role_arn = role_arn(&file.account, &file.role);
     let name = file.role.rsplit('/').next().unwrap_or_default();
     let letter = |it: char| it.is_ascii_alphanumeric() || "_+=,.@-/".contains(it);
-    if !(1..=64).contains(&name.len()) || 512 < file.role.len() || !file.role.chars().all(letter) {
+    let good = (1..=64).contains(&name.len())
+        && file.role.len() <= 512
+        && file.role.chars().all(letter)
+        && Arn::parse(&role_arn).is_ok();
+    if !good {
         return Err(format!("role {:?} is not the name of one role", file.role));
     }
     let letter = |it: char| it.is_ascii_alphanumeric() || "_+=,.@:/-".contains(it);
@@ -368,7 +375,7 @@ fn check_role(file: &ScopeFile) -> Result<(), String> {
         Some(it) if !(2..=1224).contains(&it.len()) || !it.chars().all(letter) => {
             Err("external_id: 2 to 1,224 letters, digits and `_+=,.@:/-`".into())
         }
-        _ => Ok(()),
+        _ => Ok(role_arn),
     }
 }
 
@@ -465,7 +472,7 @@ fn check_reach(
     }
     for (action, _) in named {
         if !action.takes_resources() {
-            let class = ground.stricter.get(action.name).copied().unwrap_or(action.class);
+            let class = ground.class_of(action);
             if class != ActionClass::Read
                 && let Some(own) = ground.home.in_account(action.service(), account)
             {
@@ -523,7 +530,7 @@ fn judge(
     let mut judged = Vec::with_capacity(named.len());
     let mut cannot: BTreeMap<ActionClass, Vec<&str>> = BTreeMap::new();
     for (action, literal) in named {
-        let class = ground.stricter.get(action.name).copied().unwrap_or(action.class);
+        let class = ground.class_of(action);
         let mut on = resources.iter().filter(|it| action.fits(it)).peekable();
         let naming = Naming {
             literal: *literal,
@@ -1033,7 +1040,7 @@ signers = { groups = ["ops"], assurance = "present" }
             load(&text).map(|_| ())
         };
         assert!(with("path/to/broker-staging", "external_id = \"ab\"").is_ok());
-        for role in ["", "a/", "x*", "r\u{f6}le", &"x".repeat(65)] {
+        for role in ["", "a/", "x*", "../x", "r\u{f6}le", &"x".repeat(65)] {
             assert!(with(role, "").unwrap_err().contains("not the name of one role"), "{role}");
         }
         for id in ["x", "a b", &"x".repeat(1225)] {

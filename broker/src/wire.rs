@@ -24,7 +24,8 @@ pub struct LeaseRequest {
     /// Why, in words. At most 1,000 characters. Signed tiers need one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// IAM actions, within the scope's. Left out: all of the scope's (unsigned tiers only).
+    /// IAM actions, within the scope's; unsigned tiers take wildcards within one service, like `s3:Get*`. Left out: all of the
+    /// scope's (unsigned tiers only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actions: Option<Vec<String>>,
     /// ARNs, within the scope's. Left out: all of the scope's (unsigned tiers only).

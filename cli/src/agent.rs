@@ -55,7 +55,7 @@ struct Ask {
     /// Why, in words; signed tiers need it
     #[arg(long)]
     reason: Option<String>,
-    /// An IAM action, such as s3:PutObject; repeat for more [default: all of the scope's, where nobody signs]
+    /// An IAM action, such as s3:PutObject, or s3:Get* where nobody signs; repeat for more [default: all of the scope's, where nobody signs]
     #[arg(long = "action", value_name = "ACTION")]
     actions: Vec<String>,
     /// An ARN; repeat for more [default: all of the scope's, where nobody signs]

@@ -412,6 +412,43 @@ fn help_completions_and_manual_pages_are_there_without_a_broker() {
     assert_exit(&run("", &["no-such-command"]), 2);
 }
 
+#[test]
+fn an_explanation_is_asked_for_once_and_exits_0_whatever_it_says() {
+    let answer = json!({
+        "outcome": "over-budget", "why": "no room\u{1b}[2J", "retry_at": "2026-01-01T12:01:00Z", "decided_by": ["agents-may-ask"],
+        "scope": "prod-rw", "environment": "production", "tier": "production-write", "tier_because": "s3:PutObject is review in production",
+        "actions": [{ "action": "s3:PutObject", "class": "review", "any_resource": false }, { "action": "s3:ListAllMyBuckets", "class": "read", "any_resource": true }],
+        "resources": ["*", "arn:aws:s3:::app/config.json"], "session_policy": "{}", "ttl_seconds": 900, "session_seconds": 900,
+        "signatures_needed": 1, "eligible_signers": ["bob", "carol"], "assurance": "verified",
+    });
+    let given = answer.clone();
+    let (url, seen) = serve(move |_, _| Answer::Json(200, given.clone()));
+    let args = ["explain", "--scope", "prod-rw", "--action", "s3:PutObject", "--ttl", "15m"];
+    let output = run(&url, &[&args[..], &["-o", "text"]].concat());
+    assert_exit(&output, 0);
+    let text = out(&output);
+    for line in [
+        "outcome    over-budget: no room\\u{1b}[2J",
+        "ask again  2026-01-01T12:01:00Z",
+        "by rules   agents-may-ask",
+        "s3:ListAllMyBuckets          reads configuration, on anything in the account",
+        "on         arn:aws:s3:::app/config.json",
+        "signers    1 of bob, carol, with keys of assurance verified",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert_eq!(seen.lock().unwrap().len(), 1);
+    let request = seen.lock().unwrap()[0].clone();
+    assert!(request.line.starts_with("POST /v1/explain"), "{}", request.line);
+    assert_eq!(
+        request.body,
+        json!({ "scope": "prod-rw", "actions": ["s3:PutObject"], "ttl_seconds": 900, "deliver": false })
+    );
+    let output = run(&url, &[&args[..], &["-o", "json"]].concat());
+    assert_exit(&output, 0);
+    assert_eq!(serde_json::from_str::<Value>(&out(&output)).unwrap()["session_policy"], "{}");
+}
+
 fn sealed(tier: Tier) -> Sealed {
     let actions = vec![ActionTerms {
         action: "s3:PutObject".into(),
