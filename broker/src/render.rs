@@ -3,13 +3,13 @@
 use std::fmt::Write;
 
 use crate::lease::{ActionClass, Tier};
-use crate::statement::{Conditions, Sealed};
+use crate::statement::{Conditions, LeaseStatement};
 
 /// So many lines of the agent's words are shown: they must not push the rest off the screen.
 const MAX_LINES: usize = 12;
 
 /// The statement in words, without colour: what a terminal shows before the key asks for its touch.
-pub fn statement(sealed: &Sealed) -> String {
+pub fn statement(sealed: &LeaseStatement) -> String {
     let terms = sealed.terms();
     let role = &terms.assume_role;
     let minutes = role.duration_seconds / 60;
@@ -158,14 +158,14 @@ fn odd_letters(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::statement::tests::terms;
+    use crate::statement::lease::tests::terms;
 
     #[test]
     fn the_agents_words_cannot_draw_on_the_screen() {
         let mut terms = terms();
         terms.agent_says.reason =
             "ok\u{1b}[2K\r\nsponsor      carol\u{202e}gpj\u{200b} \u{430}dmin".into();
-        let shown = statement(&Sealed::new(terms).unwrap());
+        let shown = statement(&LeaseStatement::new(terms).unwrap());
         assert!(shown.chars().all(|it| it == '\n' || !it.is_control()), "{shown}");
         assert!(!shown.contains('\u{202e}') && !shown.contains('\u{200b}'));
         assert!(
@@ -178,14 +178,14 @@ mod tests {
     fn many_lines_of_the_agents_words_do_not_hide_the_rest() {
         let mut terms = terms();
         terms.agent_says.reason = "x\n".repeat(400);
-        let shown = statement(&Sealed::new(terms).unwrap());
+        let shown = statement(&LeaseStatement::new(terms).unwrap());
         assert!(shown.lines().count() < 60, "{shown}");
         assert!(shown.contains("(389 more lines)"));
     }
 
     #[test]
     fn account_tier_actions_and_arns_are_always_shown() {
-        let shown = statement(&Sealed::new(terms()).unwrap());
+        let shown = statement(&LeaseStatement::new(terms()).unwrap());
         for part in [
             "demo (000000000000)",
             "PRODUCTION-WRITE",
@@ -207,7 +207,7 @@ mod tests {
             crate::statement::session_policy(actions, resources, &account.id, conditions, None);
         terms.assume_role.policy_sha256 = crate::statement::sha256_hex(policy.as_bytes());
         terms.assume_role.policy = policy;
-        let shown = statement(&Sealed::new(terms).unwrap());
+        let shown = statement(&LeaseStatement::new(terms).unwrap());
         assert!(shown.contains("lose data, in ANY Region, WHOSEVER account it is in"), "{shown}");
     }
 

@@ -31,6 +31,8 @@ pub enum Rejection {
     UnknownKey,
     #[error("the signature is not over this statement")]
     NotThisStatement,
+    #[error("the key was not enrolled yet")]
+    KeyNotEnrolledYet,
     #[error("the key has been revoked")]
     KeyRevoked,
     #[error("the key was made for another application than {SK_APPLICATION}")]
@@ -69,6 +71,7 @@ impl Rejection {
             Self::WrongNamespace => "wrong-namespace",
             Self::UnknownKey => "unknown-key",
             Self::NotThisStatement => "not-this-statement",
+            Self::KeyNotEnrolledYet => "key-not-enrolled-yet",
             Self::KeyRevoked => "key-revoked",
             Self::WrongApplication => "wrong-application",
             Self::AssuranceTooLow => "assurance-too-low",
@@ -92,7 +95,7 @@ impl Rejection {
             Self::Malformed | Self::WrongNamespace | Self::NotThisStatement => {
                 "Sign with `broker sign`, which fetches the statement and signs exactly those bytes."
             }
-            Self::UnknownKey | Self::KeyRevoked => {
+            Self::UnknownKey | Self::KeyNotEnrolledYet | Self::KeyRevoked => {
                 "Sign with a key that is enrolled for you, or have one enrolled."
             }
             Self::WrongApplication | Self::AssuranceTooLow => {
@@ -138,6 +141,8 @@ pub struct EnrolledKey {
     /// One line in OpenSSH's format.
     pub public_key: String,
     pub assurance: Assurance,
+    /// From when on it counts, and until when.
+    pub enrolled_at: OffsetDateTime,
     pub revoked_at: Option<OffsetDateTime>,
 }
 
@@ -148,15 +153,25 @@ pub struct Touch {
     pub verified: bool,
 }
 
-/// Checks that `signature` is `key`'s, over `body`, meaning `meaning`, with the assurance that `demanded` asks.
+/// What a signature has to be, to count.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand<'a> {
+    pub meaning: Meaning,
+    /// What it is over: a statement's bytes, or a nonce.
+    pub body: &'a [u8],
+    /// The broker's origin, which a passkey's signature names.
+    pub origin: &'a str,
+    pub assurance: Assurance,
+}
+
+/// Checks that `signature` is `key`'s and meets `demand`, as of `at`.
 pub fn check_signature(
     signature: &UnverifiedSignature,
     key: &EnrolledKey,
-    meaning: Meaning,
-    body: &[u8],
-    demanded: Assurance,
-    now: OffsetDateTime,
+    demand: Demand<'_>,
+    at: OffsetDateTime,
 ) -> Result<Option<Touch>, Rejection> {
+    let Demand { meaning, body, assurance: demanded, .. } = demand;
     let signature = &signature.0;
     if signature.namespace() != meaning.namespace() {
         return Err(Rejection::WrongNamespace);
@@ -168,7 +183,10 @@ pub fn check_signature(
     public
         .verify(meaning.namespace(), &meaning.message(body), signature)
         .map_err(|_| Rejection::NotThisStatement)?;
-    if key.revoked_at.is_some_and(|at| at <= now) {
+    if at < key.enrolled_at {
+        return Err(Rejection::KeyNotEnrolledYet);
+    }
+    if key.revoked_at.is_some_and(|it| it <= at) {
         return Err(Rejection::KeyRevoked);
     }
     if key.assurance < demanded {
@@ -250,7 +268,7 @@ mod tests {
 
     use super::*;
     use crate::lease::Tier;
-    use crate::statement::{Sealed, tests::terms};
+    use crate::statement::{LeaseStatement, lease::tests::terms};
 
     const NOW: OffsetDateTime = datetime!(2026-01-01 12:10 UTC);
 
@@ -259,6 +277,7 @@ mod tests {
         let enrolled = EnrolledKey {
             public_key: private.public_key().to_openssh().unwrap(),
             assurance: Assurance::Software,
+            enrolled_at: NOW - Duration::DAY,
             revoked_at: None,
         };
         (private, enrolled)
@@ -270,18 +289,22 @@ mod tests {
         UnverifiedSignature::parse(&signature.to_pem(LineEnding::LF).unwrap()).unwrap()
     }
 
+    fn approval(body: &[u8], assurance: Assurance) -> Demand<'_> {
+        Demand { meaning: Meaning::LeaseApproval, body, origin: "http://localhost:8750", assurance }
+    }
+
     fn check(
         signature: &UnverifiedSignature,
         key: &EnrolledKey,
         body: &[u8],
     ) -> Result<Option<Touch>, Rejection> {
-        check_signature(signature, key, Meaning::LeaseApproval, body, Assurance::Software, NOW)
+        check_signature(signature, key, approval(body, Assurance::Software), NOW)
     }
 
     #[test]
     fn a_good_signature_counts_and_every_changed_byte_of_the_statement_does_not() {
         let (private, enrolled) = key();
-        let sealed = Sealed::new(terms()).unwrap();
+        let sealed = LeaseStatement::new(terms()).unwrap();
         let signature = sign(&private, Meaning::LeaseApproval, sealed.bytes());
         assert_eq!(check(&signature, &enrolled, sealed.bytes()), Ok(None));
         for at in 0..sealed.bytes().len() {
@@ -322,12 +345,15 @@ mod tests {
         let signature = sign(&private, Meaning::LeaseApproval, b"{}");
         assert_eq!(check(&signature, &key().1, b"{}"), Err(Rejection::UnknownKey));
         let demand = |enrolled: &EnrolledKey, demanded| {
-            check_signature(&signature, enrolled, Meaning::LeaseApproval, b"{}", demanded, NOW)
+            check_signature(&signature, enrolled, approval(b"{}", demanded), NOW)
         };
         assert_eq!(demand(&enrolled, Assurance::Present), Err(Rejection::AssuranceTooLow));
         // A label in our table does not make a plain key hardware.
         enrolled.assurance = Assurance::Verified;
         assert_eq!(demand(&enrolled, Assurance::Verified), Err(Rejection::AssuranceTooLow));
+        enrolled.enrolled_at = NOW + Duration::SECOND;
+        assert_eq!(demand(&enrolled, Assurance::Software), Err(Rejection::KeyNotEnrolledYet));
+        enrolled.enrolled_at = NOW - Duration::DAY;
         enrolled.revoked_at = Some(NOW - Duration::SECOND);
         assert_eq!(demand(&enrolled, Assurance::Software), Err(Rejection::KeyRevoked));
     }

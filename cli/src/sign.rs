@@ -14,8 +14,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use broker::lease::{ActionClass, Assurance, Decision, LeaseId, LeaseState, Tier};
 use broker::problem::Kind;
-use broker::statement::{Meaning, Sealed};
-use broker::verify::{EnrolledKey, UnverifiedSignature, check_signature, message_file_name};
+use broker::statement::{LeaseStatement, Meaning};
+use broker::verify::{
+    Demand, EnrolledKey, UnverifiedSignature, check_signature, message_file_name,
+};
 use broker::wire::{
     Lease, LoginNonce, LoginRequest, LoginSession, SignatureRequest, StatementBytes,
 };
@@ -191,7 +193,7 @@ fn open_session(context: &Context, key: &Path) -> Result<LoginSession> {
 }
 
 /// Fetches the lease's statement and believes nothing about it but its own bytes.
-fn statement(context: &Context, args: &SignArgs) -> Result<Sealed> {
+fn statement(context: &Context, args: &SignArgs) -> Result<LeaseStatement> {
     let key = || key(context, args.key.as_deref());
     let fetch = |token: SecretString| -> Result<StatementBytes> {
         let client = Client::new(&context.settings.url, Some(&token))?;
@@ -216,7 +218,7 @@ fn statement(context: &Context, args: &SignArgs) -> Result<Sealed> {
     check_statement(args.id, &answer)
 }
 
-fn check_statement(id: LeaseId, answer: &StatementBytes) -> Result<Sealed> {
+fn check_statement(id: LeaseId, answer: &StatementBytes) -> Result<LeaseStatement> {
     let wrong = |what: &str| {
         Failure::unexpected(
             format!("the statement is not what it has to be, and is not signed: {what}"),
@@ -224,7 +226,7 @@ fn check_statement(id: LeaseId, answer: &StatementBytes) -> Result<Sealed> {
         )
     };
     let bytes = STANDARD.decode(&answer.statement).map_err(|_| wrong("it is not base64"))?;
-    let sealed = Sealed::from_bytes(bytes).map_err(|error| wrong(&error.to_string()))?;
+    let sealed = LeaseStatement::from_bytes(bytes).map_err(|error| wrong(&error.to_string()))?;
     if sealed.sha256() != answer.sha256 || sealed.short_code() != answer.short_code {
         return Err(wrong("its SHA-256 or its short code is another"));
     }
@@ -234,7 +236,7 @@ fn check_statement(id: LeaseId, answer: &StatementBytes) -> Result<Sealed> {
     Ok(sealed)
 }
 
-fn show(sealed: &Sealed, decision: Decision, color: bool) {
+fn show(sealed: &LeaseStatement, decision: Decision, color: bool) {
     let paint = |code: &str, text: &str| {
         if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     };
@@ -376,6 +378,7 @@ fn run_to_its_end(command: &mut Command) -> std::io::Result<ExitStatus> {
 
 /// Finds out here, and not from the broker, that a key signs otherwise than it has to. Needs the public key's file.
 fn check_own(key: &Path, meaning: Meaning, body: &[u8], signature: &str) -> Result<()> {
+    let now = now();
     let mut public = key.as_os_str().to_owned();
     if key.extension().is_none_or(|it| it != "pub") {
         public.push(".pub");
@@ -384,10 +387,13 @@ fn check_own(key: &Path, meaning: Meaning, body: &[u8], signature: &str) -> Resu
     let key = EnrolledKey {
         public_key: public_key.trim().to_owned(),
         assurance: Assurance::Software,
+        enrolled_at: now,
         revoked_at: None,
     };
+    // An SSH signature names no origin.
+    let demand = Demand { meaning, body, origin: "", assurance: Assurance::Software };
     let checked = UnverifiedSignature::parse(signature)
-        .and_then(|it| check_signature(&it, &key, meaning, body, Assurance::Software, now()));
+        .and_then(|it| check_signature(&it, &key, demand, now));
     checked.map(|_| ()).map_err(|rejection| {
         Failure::invalid(format!("the signature would not count: {rejection}"), rejection.next())
     })

@@ -11,10 +11,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use broker::lease::{ActionClass, Assurance, Environment, LeaseId, Tier};
 use broker::statement::{
-    Account, ActionTerms, AgentTerms, AgentWords, AssumeRole, Conditions, Issuer, LeaseTerms,
-    Meaning, Rules, Sealed, Signers, session_policy, sha256_hex,
+    Account, ActionTerms, AgentTerms, AgentWords, AssumeRole, Conditions, Issuer, LeaseStatement,
+    LeaseTerms, Meaning, Rules, Signers, session_policy, sha256_hex,
 };
-use broker::verify::{EnrolledKey, UnverifiedSignature, check_signature};
+use broker::verify::{Demand, EnrolledKey, UnverifiedSignature, check_signature};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use time::macros::datetime;
@@ -449,7 +449,7 @@ fn an_explanation_is_asked_for_once_and_exits_0_whatever_it_says() {
     assert_eq!(serde_json::from_str::<Value>(&out(&output)).unwrap()["session_policy"], "{}");
 }
 
-fn sealed(tier: Tier) -> Sealed {
+fn sealed(tier: Tier) -> LeaseStatement {
     let actions = vec![ActionTerms {
         action: "s3:PutObject".into(),
         class: ActionClass::Review,
@@ -466,7 +466,7 @@ fn sealed(tier: Tier) -> Sealed {
         more: vec![],
     };
     let policy = session_policy(&actions, &resources, "000000000000", &conditions, None);
-    Sealed::new(LeaseTerms {
+    LeaseStatement::new(LeaseTerms {
         broker: Issuer { origin: "http://localhost:8750".into(), instance_key: "kid".into() },
         lease_id: ID.parse::<LeaseId>().unwrap(),
         agent: AgentTerms { name: "demo-agent".into(), issuer: "broker".into() },
@@ -510,7 +510,7 @@ fn sealed(tier: Tier) -> Sealed {
     .unwrap()
 }
 
-fn statement_answer(sealed: &Sealed) -> Value {
+fn statement_answer(sealed: &LeaseStatement) -> Value {
     json!({
         "id": ID, "statement": STANDARD.encode(sealed.bytes()), "sha256": sealed.sha256(),
         "short_code": sealed.short_code(),
@@ -549,7 +549,12 @@ fn home_with_key() -> (TempDir, PathBuf, EnrolledKey) {
     assert!(made.success());
     let public_key =
         std::fs::read_to_string(home.path().join("key.pub")).unwrap().trim().to_owned();
-    let enrolled = EnrolledKey { public_key, assurance: Assurance::Software, revoked_at: None };
+    let enrolled = EnrolledKey {
+        public_key,
+        assurance: Assurance::Software,
+        enrolled_at: datetime!(2026-01-01 12:00 UTC),
+        revoked_at: None,
+    };
     (home, key, enrolled)
 }
 
@@ -557,7 +562,8 @@ fn home_with_key() -> (TempDir, PathBuf, EnrolledKey) {
 fn assert_signed(armored: &Value, key: &EnrolledKey, meaning: Meaning, body: &[u8]) {
     let signature = UnverifiedSignature::parse(armored.as_str().unwrap()).unwrap();
     let now = datetime!(2026-01-01 12:10 UTC);
-    check_signature(&signature, key, meaning, body, Assurance::Software, now).unwrap();
+    let demand = Demand { meaning, body, origin: "", assurance: Assurance::Software };
+    check_signature(&signature, key, demand, now).unwrap();
 }
 
 #[test]

@@ -17,9 +17,9 @@ use crate::identity::Agent;
 use crate::lease::{self, LeaseId, LeaseState};
 use crate::narrow::{Holder, narrow};
 use crate::policy::{AgentFacts, Asked, Decision, PersonFacts, Ruling, Usage};
-use crate::statement::{AssumeRole, Meaning, Sealed};
+use crate::statement::{AssumeRole, LeaseStatement, Meaning};
 use crate::store::{self, Claimable, Obstacle, Warrant};
-use crate::verify::{self, Rejection, Signer, UnverifiedSignature};
+use crate::verify::{self, Demand, Rejection, Signer, UnverifiedSignature};
 use crate::wire;
 
 impl Broker {
@@ -175,25 +175,22 @@ impl Broker {
         let lease = &claimable.lease;
         let why = "its approvals do not count any more: a key was revoked, a signer left, or the rules ask for more";
         let deny = || Error::Denied { lease_id: Some(lease.id), why: why.into() };
-        let sealed = Sealed::from_bytes(claimable.statement.clone().ok_or_else(deny)?)?;
+        let sealed = LeaseStatement::from_bytes(claimable.statement.clone().ok_or_else(deny)?)?;
         let scope = self.config.catalogue.scope(&lease.scope).ok_or_else(deny)?;
         let rule = scope.signers.as_ref().ok_or_else(deny)?;
         // What was signed, or what is asked today, whichever is stricter.
         let mut terms = sealed.terms().clone();
         terms.tier = terms.tier.max(scope.tier);
-        let demanded = rule.assurance.max(terms.signers.assurance);
+        let demand = Demand {
+            meaning: Meaning::LeaseApproval,
+            body: sealed.bytes(),
+            origin: &sealed.terms().broker.origin,
+            assurance: rule.assurance.max(terms.signers.assurance),
+        };
         let mut people = BTreeSet::new();
         for approval in &claimable.approvals {
             let good = UnverifiedSignature::parse(&approval.signature).and_then(|signature| {
-                let meaning = Meaning::LeaseApproval;
-                verify::check_signature(
-                    &signature,
-                    &approval.key,
-                    meaning,
-                    sealed.bytes(),
-                    demanded,
-                    now,
-                )?;
+                verify::check_signature(&signature, &approval.key, demand, now)?;
                 let in_group = rule.groups.iter().any(|it| approval.groups.contains(it));
                 let signer = Signer { handle: &approval.person, active: true, in_group };
                 verify::check_signer(&terms, &signer, approval.signed_at)?;

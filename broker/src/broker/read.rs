@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::identity::{Agent, Caller, Reader};
 use crate::lease::{LeaseId, LeaseState};
 use crate::policy::{Act, Asked, Decision, PersonFacts, Ruling, Who};
-use crate::statement::Sealed;
+use crate::statement::LeaseStatement;
 use crate::store::{self, Find, Viewer};
 use crate::verify::Rejection;
 use crate::{catalogue, wire};
@@ -77,10 +77,10 @@ impl Broker {
     }
 
     /// The exact bytes that are signed for a lease.
-    pub async fn statement(&self, caller: &Caller, id: LeaseId) -> Result<Sealed> {
+    pub async fn statement(&self, caller: &Caller, id: LeaseId) -> Result<LeaseStatement> {
         self.lease(caller, id).await?;
         let bytes = store::statement(&self.pool, id).await?.ok_or(Error::NotFound)?;
-        Ok(Sealed::from_bytes(bytes)?)
+        Ok(LeaseStatement::from_bytes(bytes)?)
     }
 
     /// The scopes that this agent would not be denied, asked for the shortest window.

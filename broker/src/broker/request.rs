@@ -12,7 +12,7 @@ use crate::lease::{LeaseId, LeaseState, WouldBe};
 use crate::narrow::{Holder, NarrowError, Narrowed, check_request, narrow};
 use crate::policy::{Asked, Decision, Usage};
 use crate::statement::{
-    Account, AgentTerms, AgentWords, Issuer, LeaseTerms, Rules, Sealed, Signers, canonical,
+    Account, AgentTerms, AgentWords, Issuer, LeaseStatement, LeaseTerms, Rules, Signers, canonical,
 };
 use crate::store::{self, Admission, NewLease, NewOutcome, NewSession, Opened, Terms};
 use crate::{catalogue, wire};
@@ -261,7 +261,7 @@ impl Broker {
         decided_by: Vec<String>,
         id: LeaseId,
         now: OffsetDateTime,
-    ) -> Result<Sealed> {
+    ) -> Result<LeaseStatement> {
         let mut nonce = [0; 32];
         rand::fill(&mut nonce);
         let origin = &self.config.settings.origin;
@@ -297,7 +297,7 @@ impl Broker {
             claim_within_seconds: self.limits().claim_within.seconds(),
             nonce: hex::encode(nonce),
         };
-        Ok(Sealed::new(terms)?)
+        Ok(LeaseStatement::new(terms)?)
     }
 
     /// Answers a request that was made before, in the state it has by now.

@@ -9,9 +9,9 @@ use crate::audit::{Actor, EventType, Subject};
 use crate::error::{Error, Result};
 use crate::lease::{self, Assurance, LeaseId, LeaseState};
 use crate::policy::{Act, AgentFacts, PersonFacts, Ruling, Who};
-use crate::statement::{LeaseTerms, Meaning, Sealed};
+use crate::statement::{LeaseStatement, LeaseTerms, Meaning};
 use crate::store::{self, NewSignature, Viewer};
-use crate::verify::{self, Rejection, Signer, UnverifiedSignature};
+use crate::verify::{self, Demand, Rejection, Signer, UnverifiedSignature};
 use crate::wire;
 
 impl Broker {
@@ -54,7 +54,7 @@ impl Broker {
         request: &wire::SignatureRequest,
         now: OffsetDateTime,
     ) -> Result<std::result::Result<Counting, NotCounting>> {
-        let sealed = Sealed::from_bytes(signable.statement.clone())?;
+        let sealed = LeaseStatement::from_bytes(signable.statement.clone())?;
         let terms = sealed.terms();
         let signature = match UnverifiedSignature::parse(&request.signature) {
             Ok(signature) => signature,
@@ -67,14 +67,13 @@ impl Broker {
         if request.statement_sha256.as_ref().is_some_and(|it| *it != sealed.sha256()) {
             return Ok(Err(Rejection::NotThisStatement.into()));
         }
-        let checked = verify::check_signature(
-            &signature,
-            &holder.key,
-            request.decision.into(),
-            sealed.bytes(),
-            terms.signers.assurance,
-            now,
-        );
+        let demand = Demand {
+            meaning: request.decision.into(),
+            body: sealed.bytes(),
+            origin: &terms.broker.origin,
+            assurance: terms.signers.assurance,
+        };
+        let checked = verify::check_signature(&signature, &holder.key, demand, now);
         let touch = match checked {
             Ok(touch) => touch,
             Err(rejection) => return Ok(Err(rejection.into())),
@@ -202,12 +201,14 @@ impl Broker {
         let Some(holder) = store::key_holder(&self.pool, &fingerprint).await? else {
             return Ok(Err((Rejection::UnknownKey, None)));
         };
-        let body = request.nonce.as_bytes();
-        // Reading asks for no assurance of its own: any enrolled key opens it, and it approves nothing.
-        let lowest = Assurance::Software;
-        let checked =
-            verify::check_signature(&signature, &holder.key, Meaning::Login, body, lowest, now);
-        match checked {
+        let demand = Demand {
+            meaning: Meaning::Login,
+            body: request.nonce.as_bytes(),
+            origin: &self.config.settings.origin,
+            // Reading asks for no assurance of its own: any enrolled key opens it, and it approves nothing.
+            assurance: Assurance::Software,
+        };
+        match verify::check_signature(&signature, &holder.key, demand, now) {
             Ok(_) if holder.active => {}
             Ok(_) => return Ok(Err((Rejection::PersonDisabled, Some(holder.person)))),
             Err(rejection @ (Rejection::NotThisStatement | Rejection::WrongNamespace)) => {

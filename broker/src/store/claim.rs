@@ -63,7 +63,7 @@ pub async fn claimable(pool: &PgPool, id: LeaseId, agent: &Agent) -> Result<Opti
 async fn approvals(pool: &PgPool, id: LeaseId) -> Result<Vec<Approval>> {
     let rows = sqlx::query!(
         r#"
-        select g.person, p.groups, g.signature, g.signed_at, k.public_key, k.assurance, k.revoked_at
+        select g.person, p.groups, g.signature, g.signed_at, k.public_key, k.assurance, k.enrolled_at, k.revoked_at
           from signature g
           join person p on p.handle = g.person
           join person_key k on k.fingerprint = g.fingerprint
@@ -83,6 +83,7 @@ async fn approvals(pool: &PgPool, id: LeaseId) -> Result<Vec<Approval>> {
                 key: EnrolledKey {
                     public_key: it.public_key,
                     assurance: word(&it.assurance)?,
+                    enrolled_at: it.enrolled_at,
                     revoked_at: it.revoked_at,
                 },
             })

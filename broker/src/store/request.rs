@@ -9,7 +9,7 @@ use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::config::Limits;
 use crate::identity::Agent;
 use crate::lease::{Assurance, LeaseId, LeaseState};
-use crate::statement::{AssumeRole, Sealed};
+use crate::statement::{AssumeRole, LeaseStatement};
 use crate::wire;
 
 /// A lease to be written: everything that is known when it is asked for.
@@ -53,7 +53,7 @@ pub enum NewOutcome {
     },
     Pending {
         terms: Terms,
-        sealed: Sealed,
+        sealed: LeaseStatement,
     },
 }
 
@@ -103,7 +103,7 @@ pub async fn open(
         "decided_by": &lease.decided_by,
         "rules_sha256": lease.rules_sha256,
         "why": &why,
-        "statement_sha256": sealed.as_ref().map(Sealed::sha256),
+        "statement_sha256": sealed.as_ref().map(LeaseStatement::sha256),
     });
     let kind = match state {
         LeaseState::Denied => EventType::LeaseDenied,
@@ -185,7 +185,7 @@ pub async fn open(
         i32::try_from(limits.claim_within.seconds()).expect("at most a year"),
         claim.as_ref().map(|it| it.id),
         why,
-        sealed.as_ref().map(Sealed::bytes),
+        sealed.as_ref().map(LeaseStatement::bytes),
         claim.as_ref().map(|it| it.name.as_str()),
         &events[..],
     )

@@ -26,7 +26,7 @@ pub struct KeyHolder {
 pub async fn key_holder(pool: &PgPool, fingerprint: &str) -> Result<Option<KeyHolder>> {
     let row = sqlx::query!(
         r#"
-        select p.handle, p.display_name, p.disabled_at, p.groups, k.public_key, k.assurance, k.revoked_at
+        select p.handle, p.display_name, p.disabled_at, p.groups, k.public_key, k.assurance, k.enrolled_at, k.revoked_at
           from person_key k join person p on p.handle = k.person where k.fingerprint = $1
         "#,
         fingerprint
@@ -42,6 +42,7 @@ pub async fn key_holder(pool: &PgPool, fingerprint: &str) -> Result<Option<KeyHo
             key: EnrolledKey {
                 public_key: it.public_key,
                 assurance: word(&it.assurance)?,
+                enrolled_at: it.enrolled_at,
                 revoked_at: it.revoked_at,
             },
         })
