@@ -979,7 +979,7 @@ async fn each_rejected_signature_is_recorded_with_its_reason() {
     let mut rejections = Rejections { broker: &broker, seen: BTreeSet::new(), count: 0 };
     let approve = |key: &Key| key.sign("approve", &statement);
     let enrolled = async |key: &Key| {
-        let sql = "insert into person_key (fingerprint, person, public_key, assurance, evidence, enrolled_at) values ($1, 'bob', $2, 'verified', 'a lie', now())";
+        let sql = "insert into person_key (fingerprint, person, public_key, assurance, evidence, enrolled_at) values ($1, 'bob', $2, 'verified', 'a lie', '2026-01-01')";
         sqlx::query(sql)
             .bind(key.fingerprint())
             .bind(key.public_key())

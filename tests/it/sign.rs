@@ -261,7 +261,7 @@ async fn hardware_keys_count_only_with_the_touch_and_pin_that_the_statement_dema
     // A key file, however it is enrolled, is not hardware.
     let id = broker.post("/v1/leases", ask("prod-rw", "s3:PutObject")).await.id();
     let file = Key::software();
-    let sql = "insert into person_key (fingerprint, person, public_key, assurance, evidence, enrolled_at) values ($1, 'bob', $2, 'verified', 'a lie', now())";
+    let sql = "insert into person_key (fingerprint, person, public_key, assurance, evidence, enrolled_at) values ($1, 'bob', $2, 'verified', 'a lie', '2026-01-01')";
     sqlx::query(sql)
         .bind(file.fingerprint())
         .bind(file.public_key())
