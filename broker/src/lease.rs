@@ -84,6 +84,18 @@ spelled! {
 }
 
 spelled! {
+    /// What a freeze is of.
+    FreezeKind {
+        Agent = "agent",
+        Sponsor = "sponsor",
+        Scope = "scope",
+        Environment = "environment",
+        /// Everything.
+        All = "all",
+    }
+}
+
+spelled! {
     /// How dangerous a scope is. Computed, never declared; ordered from harmless to destructive.
     Tier {
         ReadOnly = "read-only",

@@ -4,6 +4,7 @@
 //! character escaped, serialized once by the broker and never again. A signature covers the DSSE pre-authentication
 //! encoding of those bytes, whose payload type carries what is meant.
 
+pub mod act;
 pub mod lease;
 
 use std::collections::BTreeMap;
@@ -23,15 +24,33 @@ const IN_TOTO: &str = "https://in-toto.io/Statement/v1";
 pub enum Meaning {
     LeaseApproval,
     LeaseRefusal,
+    TaskStart,
+    Thaw,
+    AdminChange,
+    AdminChangeRefusal,
     /// Opens a reading session; approves nothing.
     Login,
 }
 
 impl Meaning {
+    pub const ALL: &[Self] = &[
+        Self::LeaseApproval,
+        Self::LeaseRefusal,
+        Self::TaskStart,
+        Self::Thaw,
+        Self::AdminChange,
+        Self::AdminChangeRefusal,
+        Self::Login,
+    ];
+
     pub const fn payload_type(self) -> &'static str {
         match self {
             Self::LeaseApproval => "application/vnd.broker.lease-approval.v1+json",
             Self::LeaseRefusal => "application/vnd.broker.lease-refusal.v1+json",
+            Self::TaskStart => "application/vnd.broker.task-start.v1+json",
+            Self::Thaw => "application/vnd.broker.thaw.v1+json",
+            Self::AdminChange => "application/vnd.broker.admin-change.v1+json",
+            Self::AdminChangeRefusal => "application/vnd.broker.admin-change-refusal.v1+json",
             Self::Login => "application/vnd.broker.login.v1+json",
         }
     }
@@ -41,6 +60,10 @@ impl Meaning {
         match self {
             Self::LeaseApproval => "lease-approval@broker",
             Self::LeaseRefusal => "lease-refusal@broker",
+            Self::TaskStart => "task-start@broker",
+            Self::Thaw => "thaw@broker",
+            Self::AdminChange => "admin-change@broker",
+            Self::AdminChangeRefusal => "admin-change-refusal@broker",
             Self::Login => "login@broker",
         }
     }
@@ -235,6 +258,16 @@ pub fn canonical<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_meaning_has_a_type_and_a_namespace_of_its_own() {
+        assert_eq!(Meaning::ALL.len(), Meaning::Login as usize + 1);
+        for (at, one) in Meaning::ALL.iter().enumerate() {
+            let name = one.namespace().strip_suffix("@broker").unwrap();
+            assert_eq!(one.payload_type(), format!("application/vnd.broker.{name}.v1+json"));
+            assert!(Meaning::ALL[..at].iter().all(|it| it.namespace() != one.namespace()));
+        }
+    }
 
     #[test]
     fn the_message_is_dsse_pre_authentication_encoding() {
