@@ -26,6 +26,8 @@ pub enum EventType {
     LeaseWithdrawn,
     LeaseLapsed,
     LeaseFailed,
+    /// Stopped before its time.
+    LeaseRevoked,
     /// AWS is about to be asked.
     SessionIssuing,
     SessionIssued,
@@ -35,11 +37,30 @@ pub enum EventType {
     /// AWS minted it, but by then nobody was entitled to it: nothing left the broker.
     SessionDropped,
     SessionExpired,
+    /// Stopped here; AWS may still take it, until it expires at the latest.
+    SessionRevoking,
     SignatureAccepted,
     SignatureRejected,
     LoginAccepted,
     LoginRejected,
+    /// An act of authority is drawn up, and waits for its signature.
+    StatementProposed,
+    /// It is signed; it takes effect now, or after its cool-down.
+    StatementSigned,
+    StatementRefused,
+    /// Not signed in time.
+    StatementLapsed,
+    /// What it builds on was no longer so.
+    StatementFailed,
     TaskStarted,
+    TaskEnded,
+    FreezeThawed,
+    PersonAdded,
+    PersonGroupsChanged,
+    PersonDisabled,
+    PersonEnabled,
+    KeyEnrolled,
+    KeyRevoked,
     /// A set of scopes and rules was in force for the first time.
     RulesetInForce,
     /// A request that found no room in a budget; recorded once a minute for each agent and budget.
@@ -59,17 +80,32 @@ impl EventType {
             Self::LeaseWithdrawn => "lease.withdrawn",
             Self::LeaseLapsed => "lease.lapsed",
             Self::LeaseFailed => "lease.failed",
+            Self::LeaseRevoked => "lease.revoked",
             Self::SessionIssuing => "session.issuing",
             Self::SessionIssued => "session.issued",
             Self::SessionRedelivered => "session.redelivered",
             Self::SessionFailed => "session.failed",
             Self::SessionDropped => "session.dropped",
             Self::SessionExpired => "session.expired",
+            Self::SessionRevoking => "session.revoking",
             Self::SignatureAccepted => "signature.accepted",
             Self::SignatureRejected => "signature.rejected",
             Self::LoginAccepted => "login.accepted",
             Self::LoginRejected => "login.rejected",
+            Self::StatementProposed => "statement.proposed",
+            Self::StatementSigned => "statement.signed",
+            Self::StatementRefused => "statement.refused",
+            Self::StatementLapsed => "statement.lapsed",
+            Self::StatementFailed => "statement.failed",
             Self::TaskStarted => "task.started",
+            Self::TaskEnded => "task.ended",
+            Self::FreezeThawed => "freeze.thawed",
+            Self::PersonAdded => "person.added",
+            Self::PersonGroupsChanged => "person.groups-changed",
+            Self::PersonDisabled => "person.disabled",
+            Self::PersonEnabled => "person.enabled",
+            Self::KeyEnrolled => "key.enrolled",
+            Self::KeyRevoked => "key.revoked",
             Self::RulesetInForce => "ruleset.in-force",
             Self::BudgetExceeded => "budget.exceeded",
         }
@@ -83,6 +119,8 @@ pub enum Actor<'a> {
     Person(&'a str),
     /// Nobody: time, or the broker itself.
     Broker,
+    /// Whoever is at the server's host.
+    Operator,
     /// Somebody we could not name.
     Unknown,
 }
@@ -155,6 +193,7 @@ impl Scribe {
             Actor::Agent(name) => format!("agent:{name}"),
             Actor::Person(handle) => format!("person:{handle}"),
             Actor::Broker => "broker".to_owned(),
+            Actor::Operator => "operator".to_owned(),
             Actor::Unknown => "unknown".to_owned(),
         };
         let envelope = Envelope {

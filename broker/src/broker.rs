@@ -5,7 +5,10 @@ mod request;
 mod claim;
 mod sign;
 
+mod act;
 mod read;
+
+pub(crate) use self::act::{nonce, whole_microseconds};
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -85,7 +88,9 @@ impl Broker {
 
     /// Ends what time has ended; see [`store::sweep`].
     pub async fn sweep(&self) -> Result<usize> {
-        Ok(store::sweep(&self.pool, &self.scribe, &self.limits(), self.clock.now()).await?)
+        let now = self.clock.now();
+        let swept = store::sweep(&self.pool, &self.scribe, &self.limits(), now).await?;
+        Ok(swept + self.finish_acts(now).await?)
     }
 
     /// Passes the database's notices on to whoever waits. Ends only with an error.

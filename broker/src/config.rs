@@ -14,6 +14,7 @@ use time::Duration;
 use crate::actions;
 use crate::catalogue::Catalogue;
 use crate::catalogue::environment::{Home, HomeFile};
+use crate::lease::Assurance;
 use crate::policy::Policy;
 use crate::statement::{canonical, sha256_hex};
 
@@ -58,6 +59,8 @@ pub struct Settings {
     pub home: HomeFile,
     #[serde(default)]
     pub limits: Limits,
+    #[serde(default)]
+    pub authority: Authority,
     /// Settings that only `brokerd dev` accepts.
     #[serde(default)]
     pub dev: Option<Dev>,
@@ -84,6 +87,33 @@ impl Aws {
 pub struct Dev {
     /// Lets keys that a program can use by itself sign for anything.
     pub software_keys: bool,
+}
+
+/// What acts of authority ask for, beside the decision about a lease: that follows from its scope.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Authority {
+    /// What a sponsor's key needs at least, to start a task.
+    pub start_task: Assurance,
+    /// What a key needs to end a freeze.
+    pub thaw: Assurance,
+    /// What an admin's key needs to change people, groups and keys.
+    pub change_people: Assurance,
+    /// How long a change of people waits after its signature, in which it can be refused.
+    pub cool_down: Span,
+    pub longest_task: Span,
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self {
+            start_task: Assurance::Present,
+            thaw: Assurance::Verified,
+            change_people: Assurance::Verified,
+            cool_down: Span(Duration::DAY),
+            longest_task: Span(Duration::hours(8)),
+        }
+    }
 }
 
 /// Budgets, enforced in the database so that they hold across replicas, and times.
@@ -292,7 +322,7 @@ impl Config {
         let invalid = |message| ConfigError::Invalid { path: path.clone(), message };
         settings.validate().map_err(invalid)?;
         let home = Home::build(&settings.home).map_err(invalid)?;
-        let software_keys = settings.dev.is_some_and(|it| it.software_keys);
+        let software_keys = settings.counts_software_keys();
 
         let path = dir.join("scopes.toml");
         let scopes = read(&path)?;
@@ -331,6 +361,20 @@ fn read_rules(dir: &Path) -> Result<Vec<(PathBuf, String)>, ConfigError> {
 }
 
 impl Settings {
+    /// What acts of authority ask for here: in dev mode the demo people have nothing but files, and nobody to wait for.
+    pub fn demanded(&self, assurance: Assurance) -> Assurance {
+        if self.counts_software_keys() { Assurance::Software } else { assurance }
+    }
+
+    /// How long changes of people wait.
+    pub fn cool_down(&self) -> Duration {
+        if self.counts_software_keys() { Duration::ZERO } else { self.authority.cool_down.0 }
+    }
+
+    pub fn counts_software_keys(&self) -> bool {
+        self.dev.is_some_and(|it| it.software_keys)
+    }
+
     fn validate(&self) -> Result<(), String> {
         let (scheme, host) = self.origin.split_once("://").unwrap_or_default();
         let host_name = host.rsplit_once(':').map_or(host, |(name, _)| name);
@@ -349,6 +393,10 @@ impl Settings {
                 "listen = \"{}\" is plain HTTP beyond loopback: listen on 127.0.0.1, or put a TLS proxy in front and write `behind_tls_proxy = true`",
                 self.listen
             ));
+        }
+        let Authority { start_task, thaw, change_people, .. } = self.authority;
+        if start_task.min(thaw).min(change_people) < Assurance::Present {
+            return Err("[authority] asks for `present` or `verified`: a program can use a software key by itself".into());
         }
         if self.limits.settle_within.0 < self.aws.call_timeout.0 * 3 {
             return Err("limits.settle_within must be at least three times aws.call_timeout, or a slow mint is taken for a crashed one".into());

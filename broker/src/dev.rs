@@ -16,24 +16,28 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use aws_sdk_sts::config::{Credentials, SharedCredentialsProvider};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sqlx::{Connection, PgConnection};
 use ssh_key::rand_core::OsRng;
-use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey, PublicKey};
+use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey};
 use time::{Duration, OffsetDateTime};
 use tokio::net::TcpListener;
-use uuid::Uuid;
 
 use self::emulator::Emulator;
 use self::postgres::Postgres;
-use crate::audit::{Actor, EventType, Scribe, Subject};
+use crate::audit::Scribe;
 use crate::aws::StsOptions;
+use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::identity::{TaskGrant, Tokens};
-use crate::lease::Assurance;
-use crate::{server, store};
+use crate::identity::{Caller, Reader, TaskGrant, Tokens};
+use crate::lease::Decision;
+use crate::statement::Meaning;
+use crate::statement::act::{ADMINS, Evidence, NewPerson};
+use crate::{people, server, store, wire};
 
 const SCOPES: &str = include_str!("../../config/scopes.toml");
 const AGENT_RULES: &str = include_str!("../../config/policies/agents.cedar");
@@ -52,12 +56,15 @@ const AGENT: &str = "demo-agent";
 const TASK: &str = "demo";
 const TOKEN_TTL: Duration = Duration::hours(8);
 
-/// Handle, name and groups of the demo people. Alice stands behind the agent, and is a signer who must not sign for it.
-const PEOPLE: [(&str, &str, &[&str]); 4] = [
+/// Handle, name and groups of the demo people. Alice stands behind the agent, and is a signer who must not sign for it. The
+/// admins come last: once there are two, people change by what admins sign.
+const PEOPLE: [(&str, &str, &[&str]); 6] = [
     ("alice", "Alice Adams", &["production-signers"]),
     ("bob", "Bob Brown", &["production-signers", "backup-signers"]),
     ("carol", "Carol Clark", &["production-signers", "backup-signers", "ops"]),
     ("dave", "Dave Drew", &[]),
+    ("erin", "Erin Ellis", &[ADMINS]),
+    ("frank", "Frank Ford", &[ADMINS]),
 ];
 
 #[derive(Debug)]
@@ -225,8 +232,8 @@ async fn serve(
 
     let mut owner = store::admin(stack.admin_url(DATABASE).expose_secret()).await?;
     let now = clock.now();
-    enrol_people(&mut owner, &keys, now).await?;
-    let token = task_token(&mut owner, &broker.tokens, &origin, now).await?;
+    enrol_people(&mut owner, &Scribe { source: origin.clone() }, &keys, now).await?;
+    let token = task_token(&mut owner, &broker, &keys[0], now).await?;
     owner.close().await?;
 
     let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
@@ -306,7 +313,7 @@ fn write_config(
 }
 
 /// The demo people's keys: made once.
-fn write_keys(dir: &Path) -> anyhow::Result<Vec<PublicKey>> {
+fn write_keys(dir: &Path) -> anyhow::Result<Vec<PrivateKey>> {
     place::make_dir(dir)?;
     let mut keys = Vec::new();
     for (handle, ..) in PEOPLE {
@@ -324,55 +331,68 @@ fn write_keys(dir: &Path) -> anyhow::Result<Vec<PublicKey>> {
             )?;
             key
         };
-        keys.push(key.public_key().clone());
+        keys.push(key);
     }
     Ok(keys)
 }
 
+/// Enrols whoever is not there yet.
 async fn enrol_people(
     owner: &mut PgConnection,
-    keys: &[PublicKey],
+    scribe: &Scribe,
+    keys: &[PrivateKey],
     now: OffsetDateTime,
 ) -> anyhow::Result<()> {
+    let there = store::everybody(owner).await?;
     for ((handle, display_name, groups), key) in PEOPLE.into_iter().zip(keys) {
-        let groups: Vec<_> = groups.iter().map(ToString::to_string).collect();
-        let person = store::NewPerson {
-            handle,
-            display_name,
-            email: &format!("{handle}@example.com"),
-            groups: &groups,
-            fingerprint: &key.fingerprint(HashAlg::Sha256).to_string(),
-            public_key: &key.to_openssh()?,
-            assurance: Assurance::Software,
-            evidence: "demo key, a file on this machine",
+        if there.iter().any(|it| it.handle == handle) {
+            continue;
+        }
+        let person = NewPerson {
+            handle: handle.to_owned(),
+            display_name: display_name.to_owned(),
+            email: format!("{handle}@example.com"),
+            groups: groups.iter().map(ToString::to_string).collect(),
+            // A file on this machine.
+            key: Some(people::new_key(key.public_key(), Evidence::Unknown)?),
         };
-        store::enrol(owner, person, now).await?;
+        store::enrol(owner, scribe, &person, now).await?;
     }
     Ok(())
 }
 
-/// Makes a token for the demo agent's task: the running one if it has hours to go, or else a new one.
+/// A token for the demo agent's task: the running one if it has hours to go, or else one that its sponsor starts.
 async fn task_token(
     owner: &mut PgConnection,
-    tokens: &Tokens,
-    origin: &str,
+    broker: &Broker,
+    sponsor_key: &PrivateKey,
     now: OffsetDateTime,
 ) -> anyhow::Result<SecretString> {
     let sponsor = PEOPLE[0].0;
-    let (id, expires_at, is_new) =
-        match store::running_task(owner, AGENT, sponsor, now + TOKEN_TTL / 2).await? {
-            Some((id, expires_at)) => (id, expires_at, false),
-            None => (Uuid::now_v7(), now + TOKEN_TTL, true),
-        };
-    let grant = TaskGrant { id, agent: AGENT, sponsor, task: TASK, expires_at };
-    if is_new {
-        let scribe = Scribe { source: origin.to_owned() };
-        let subject = Subject { agent: Some(AGENT), sponsor: Some(sponsor), ..Subject::default() };
-        let detail = serde_json::json!({ "task_id": id, "task": TASK });
-        let event = scribe.body(EventType::TaskStarted, Actor::Broker, subject, detail, now);
-        store::start_task(owner, grant, event, now).await?;
+    if let Some((id, expires_at)) =
+        store::running_task(owner, AGENT, sponsor, now + TOKEN_TTL / 2).await?
+    {
+        let grant = TaskGrant { id, agent: AGENT, sponsor, task: TASK, expires_at };
+        return Ok(broker.tokens.task_token(grant, now));
     }
-    Ok(tokens.task_token(grant, now))
+    let reader = Reader { handle: sponsor.to_owned(), token_expires_at: now + Duration::MINUTE };
+    let request = wire::ActRequest::TaskStart {
+        agent: AGENT.to_owned(),
+        task: TASK.to_owned(),
+        ttl_seconds: u32::try_from(TOKEN_TTL.whole_seconds())?,
+    };
+    let act = broker.propose(&Caller::Person(reader), &request).await?;
+    let message = Meaning::TaskStart.message(&STANDARD.decode(&act.statement)?);
+    let signature = sponsor_key.sign(Meaning::TaskStart.namespace(), HashAlg::Sha512, &message)?;
+    let signed = wire::ActSignature {
+        id: act.id,
+        decision: Decision::Approve,
+        signature: signature.to_pem(LineEnding::LF)?,
+        statement_sha256: Some(act.sha256),
+        reason: None,
+    };
+    let started = broker.sign_act(&signed).await?.task.context("a task was started")?;
+    Ok(started.token.into())
 }
 
 /// Writes `dev.env`, by rename, as the last thing: whoever sees it finds everything ready.

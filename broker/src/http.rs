@@ -14,6 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi, ToSchema};
+use uuid::Uuid;
 
 use crate::broker::Broker;
 use crate::error::{Error, Result};
@@ -37,6 +38,10 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/leases/{id}/withdraw", post(withdraw))
         .route("/leases/{id}/statement", get(statement))
         .route("/leases/{id}/signatures", post(sign))
+        .route("/statements", post(sign_act).get(acts))
+        .route("/statements/drafts", post(propose))
+        .route("/statements/{id}", get(act))
+        .route("/tasks/{id}/end", post(end_task))
         .route("/login/nonce", post(login_nonce))
         .route("/login", post(login))
         .route("/scopes", get(scopes))
@@ -81,6 +86,11 @@ async fn guard_answers(request: Request, next: Next) -> Response {
         withdraw,
         statement,
         sign,
+        propose,
+        acts,
+        act,
+        sign_act,
+        end_task,
         login_nonce,
         login,
         scopes,
@@ -222,6 +232,56 @@ async fn sign(
     Body(body): Body<wire::SignatureRequest>,
 ) -> Result<Json<wire::Lease>> {
     Ok(Json(broker.sign(id, &body).await?))
+}
+
+/// Draws up a statement for the caller to sign: a task to start, a freeze to end, a key to revoke.
+#[utoipa::path(post, path = "/v1/statements/drafts", request_body = wire::ActRequest, responses((status = 201, body = wire::Act)))]
+async fn propose(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<wire::ActRequest>,
+) -> Result<(StatusCode, Json<wire::Act>)> {
+    Ok((StatusCode::CREATED, Json(broker.propose(&caller, &body).await?)))
+}
+
+/// The statements that may still come to something and concern the caller, leases' aside.
+#[utoipa::path(get, path = "/v1/statements", responses((status = 200, body = wire::ActList)))]
+async fn acts(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+) -> Result<Json<wire::ActList>> {
+    Ok(Json(broker.open_acts(&caller).await?))
+}
+
+/// One statement that concerns the caller.
+#[utoipa::path(get, path = "/v1/statements/{id}", params(("id" = String, Path)), responses((status = 200, body = wire::Act)))]
+async fn act(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<Uuid>,
+) -> Result<Json<wire::Act>> {
+    Ok(Json(broker.act(&caller, id).await?))
+}
+
+/// Signs a statement, or refuses it; what was signed is done, now or after its cool-down. Needs no token: the signature
+/// says who.
+#[utoipa::path(post, path = "/v1/statements", request_body = wire::ActSignature, responses((status = 200, body = wire::SignedAct)))]
+async fn sign_act(
+    State(broker): Server,
+    Body(body): Body<wire::ActSignature>,
+) -> Result<Json<wire::SignedAct>> {
+    Ok(Json(detached(async move { broker.sign_act(&body).await }).await?))
+}
+
+/// Ends a task, its token, and every lease that is open under it.
+#[utoipa::path(post, path = "/v1/tasks/{id}/end", params(("id" = String, Path)), responses((status = 204)))]
+async fn end_task(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<Uuid>,
+) -> Result<StatusCode> {
+    broker.end_task(&caller, id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// A nonce to sign for a login.

@@ -64,4 +64,7 @@ pub mod aws;
 pub mod store;
 
 #[cfg(feature = "server")]
+pub mod people;
+
+#[cfg(feature = "server")]
 pub mod dev;

@@ -10,7 +10,7 @@ use anyhow::Context;
 use broker::aws::StsOptions;
 use broker::clock::Clock;
 use broker::config::Config;
-use broker::{check, dev, server, store};
+use broker::{check, dev, people, server, store};
 use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -53,6 +53,19 @@ enum Command {
         /// As login `broker_migrate`
         #[arg(long, env = "BROKER_ADMIN_DATABASE_URL", hide_env_values = true, value_name = "URL")]
         database_url: String,
+    },
+    /// Set up the first two admins; from then on propose changes of people and keys, which another admin signs
+    #[command(
+        after_help = "Examples:\n  brokerd person add erin --name 'Erin Ellis' --email erin@example.com --group admins --key erin.pub --seen\n  brokerd person groups bob --add production-signers"
+    )]
+    Person {
+        #[arg(long, env = "BROKER_CONFIG", default_value = "/etc/broker", value_name = "DIR")]
+        config: PathBuf,
+        /// As login `broker_migrate`
+        #[arg(long, env = "BROKER_ADMIN_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+        database_url: String,
+        #[command(subcommand)]
+        command: people::Command,
     },
     /// Check the configuration, and print the scopes with their computed tiers
     #[command(
@@ -119,6 +132,11 @@ impl User {
     }
 }
 
+/// Writes a line to stderr; whoever reads may have seen enough.
+macro_rules! say {
+    ($($text:tt)*) => { let _ = writeln!(std::io::stderr(), $($text)*); };
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
@@ -154,6 +172,14 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             store::migrate(&database_url).await?;
             eprintln!("the schema is up to date");
         }
+        Command::Person { config, database_url, command } => {
+            let config = Config::load(&config)?;
+            let mut owner = store::admin(&database_url).await?;
+            let now = Clock::default().now();
+            let outcome = people::run(&command, &config, &mut owner, now).await?;
+            let _ = std::io::stdout().write_all(outcome.data.as_bytes());
+            say!("{}", outcome.words.trim_end());
+        }
         Command::Check { config, what } => return check(&Config::load(&config)?, &what),
     }
     Ok(ExitCode::SUCCESS)
@@ -174,11 +200,6 @@ async fn serve(dir: PathBuf, database_url: &str) -> anyhow::Result<()> {
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     tracing::info!(%listen, "serving");
     server::serve(broker, listener, stopped).await
-}
-
-/// Writes a line to stderr; whoever reads may have seen enough.
-macro_rules! say {
-    ($($text:tt)*) => { let _ = writeln!(std::io::stderr(), $($text)*); };
 }
 
 /// Says what a valid configuration comes to: stdout is data, stderr is words.

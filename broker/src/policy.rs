@@ -106,7 +106,7 @@ pub struct Asked<'a> {
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a> {
     Agent(AgentFacts<'a>),
-    Sponsor(&'a str),
+    Sponsor(PersonFacts<'a>),
     Scope(&'a Scope),
     Environment(Environment),
     Everything,
@@ -321,7 +321,7 @@ impl<'a> Ground<'a> {
     fn target(&mut self, target: Target<'a>) -> Option<EntityUid> {
         Some(match target {
             Target::Agent(agent) => self.agent(agent)?,
-            Target::Sponsor(handle) => uid(&self.names.person, handle),
+            Target::Sponsor(sponsor) => self.person(sponsor),
             Target::Scope(scope) => self.scope(scope)?,
             Target::Environment(it) => uid(&self.names.environment, it.as_str()),
             Target::Everything => self.broker(),
@@ -656,7 +656,7 @@ mod tests {
         allowed(machine, Act::Revoke { scope, agent: agent(NO_CLAIMS) });
         for target in [
             Target::Agent(agent(NO_CLAIMS)),
-            Target::Sponsor("alice"),
+            Target::Sponsor(PersonFacts { handle: "alice", groups: &[] }),
             Target::Scope(scope),
             Target::Environment(Environment::Backup),
             Target::Everything,

@@ -1,5 +1,7 @@
 //! Shows a statement to the person who signs it. Made only from the signed bytes. Pure.
 
+pub mod act;
+
 use std::fmt::Write;
 
 use crate::lease::{ActionClass, Tier};

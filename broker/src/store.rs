@@ -9,6 +9,7 @@ mod request;
 mod claim;
 mod sign;
 
+mod act;
 mod people;
 mod read;
 mod sweep;
@@ -21,11 +22,16 @@ use sqlx::{Connection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+pub use self::act::{
+    ActApproval, Counted, FindActs, Freeze, NewActSignature, StoredAct, act_approval, acts,
+    end_task, finish_act, is_sponsor_of, last_sponsor, open_drafts, owner_of_key, propose,
+    sign_act, standing_freeze,
+};
 pub use self::budget::{Admission, Exceeded, Used, admission, tell_exceeded, usage};
 pub use self::claim::{
     Approval, Claimable, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
 };
-pub use self::people::{NewPerson, admin, enrol, running_task, start_task};
+pub use self::people::{Enrolled, admin, bootstrap_is_over, enrol, everybody, running_task};
 pub use self::read::{Find, Person, Viewer, active_person, find, statement, task_is_live};
 pub use self::request::{
     NewLease, NewOutcome, Opened, Terms, by_idempotency_key, eligible_signers, keep_ruleset, open,

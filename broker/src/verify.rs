@@ -3,6 +3,8 @@
 //! Used alike by the server, the command line and offline checks. Parsing and cryptography are `ssh-key`'s;
 //! what neither it nor `ssh-keygen -Y verify` looks at (the FIDO flags and application) is checked here.
 
+pub mod act;
+
 use ssh_key::public::KeyData;
 use ssh_key::{HashAlg, PublicKey, SshSig};
 use time::OffsetDateTime;
@@ -49,7 +51,9 @@ pub enum Rejection {
     Sponsor,
     #[error("this person set the request off, and cannot sign for it")]
     Actor,
-    #[error("this person may not sign for this scope")]
+    #[error("this person is concerned, or asked for it: another admin has to sign")]
+    Concerned,
+    #[error("this person may not sign for this")]
     NotEligible,
     #[error("the rules do not let this person decide about it")]
     ForbiddenByRule,
@@ -57,8 +61,10 @@ pub enum Rejection {
     AlreadySigned,
     #[error("the time to sign is over")]
     TooLate,
-    #[error("the lease is not waiting for signatures")]
+    #[error("it is not waiting for signatures")]
     NotPending,
+    #[error("what it builds on is no longer so")]
+    NoLongerSo,
     #[error("the nonce is unknown, used or too old")]
     StaleNonce,
 }
@@ -80,11 +86,13 @@ impl Rejection {
             Self::PersonDisabled => "person-disabled",
             Self::Sponsor => "sponsor",
             Self::Actor => "actor",
+            Self::Concerned => "concerned",
             Self::NotEligible => "not-eligible",
             Self::ForbiddenByRule => "forbidden-by-rule",
             Self::AlreadySigned => "already-signed",
             Self::TooLate => "too-late",
             Self::NotPending => "not-pending",
+            Self::NoLongerSo => "no-longer-so",
             Self::StaleNonce => "stale-nonce",
         }
     }
@@ -107,11 +115,12 @@ impl Rejection {
             }
             Self::Sponsor
             | Self::Actor
+            | Self::Concerned
             | Self::NotEligible
             | Self::ForbiddenByRule
-            | Self::PersonDisabled => "Ask one of the eligible signers that the lease names.",
+            | Self::PersonDisabled => "Ask one of the eligible signers that it names.",
             Self::AlreadySigned => "Nothing to do: your decision is recorded.",
-            Self::TooLate | Self::NotPending => "The agent has to ask again.",
+            Self::TooLate | Self::NotPending | Self::NoLongerSo => "It has to be asked for again.",
             Self::StaleNonce => "Ask for a new nonce and sign that.",
         }
     }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::lease::{
     ActionClass, Assurance, Decision, Environment, LeaseId, LeaseState, SessionState, Tier, WouldBe,
 };
+use crate::statement::act::{ActKind, ActState};
 
 /// `POST /v1/leases`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -308,4 +309,112 @@ pub enum WhoAmI {
         #[serde(with = "time::serde::rfc3339")]
         token_expires_at: OffsetDateTime,
     },
+}
+
+/// `POST /v1/statements/drafts`: what the caller wants to sign.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ActRequest {
+    /// The caller, as its sponsor, hands a task to an agent.
+    TaskStart {
+        agent: String,
+        /// Ticket or run id.
+        task: String,
+        /// How long its token is good; 28,800 at most unless configured otherwise.
+        ttl_seconds: u32,
+    },
+    /// Ends a freeze that somebody else ordered.
+    Thaw { freeze_id: Uuid },
+    /// Revokes a key of the caller's own; an admin, of anybody's.
+    RevokeKey {
+        /// `SHA256:…`
+        fingerprint: String,
+    },
+}
+
+/// An act of authority: its statement, and where it stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Act {
+    pub id: Uuid,
+    pub kind: ActKind,
+    pub state: ActState,
+    /// The exact bytes, in standard base64.
+    pub statement: String,
+    /// Of the bytes, in lower-case hex.
+    pub sha256: String,
+    pub short_code: String,
+    /// The person it changes something for, or who stands behind the task.
+    pub about: Option<String>,
+    /// Absent for an operator on the server's host.
+    pub proposed_by: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub proposed_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub sign_by: OffsetDateTime,
+    pub eligible_signers: Vec<String>,
+    pub signatures: Vec<Signature>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub signed_at: Option<OffsetDateTime>,
+    /// When it takes effect, or did; until then an admin can refuse it.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub effective_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ended_at: Option<OffsetDateTime>,
+    pub end_reason: Option<String>,
+}
+
+/// `GET /v1/statements`: those that may still come to something and concern the caller, newest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct ActList {
+    pub statements: Vec<Act>,
+}
+
+/// `POST /v1/statements`. Authenticated by the signature itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ActSignature {
+    pub id: Uuid,
+    pub decision: Decision,
+    /// As in `POST /v1/leases/{id}/signatures`, in the namespace of the statement's payload type.
+    pub signature: String,
+    /// SHA-256 of the statement the signer saw, in hex: a mismatch is told apart from a bad signature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statement_sha256: Option<String>,
+    /// Why not, in words; kept with a refusal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What became of a signed act.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct SignedAct {
+    #[serde(flatten)]
+    pub act: Act,
+    /// Of a task that was started: the agent's token, told once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<StartedTask>,
+}
+
+/// A task, with the token that the agent calls with.
+#[derive(Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct StartedTask {
+    pub id: Uuid,
+    pub agent: String,
+    pub sponsor: String,
+    pub task: String,
+    pub token: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+}
+
+impl fmt::Debug for StartedTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StartedTask").field("id", &self.id).finish_non_exhaustive()
+    }
 }

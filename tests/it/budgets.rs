@@ -5,7 +5,6 @@ use std::fmt::Write;
 use std::time::Duration as StdDuration;
 
 use axum::http::{Method, StatusCode};
-use broker::audit::{Actor, EventType, Scribe, Subject};
 use broker::identity::TaskGrant;
 use broker::policy::Usage;
 use broker::store::{self, Used};
@@ -56,11 +55,7 @@ async fn task(broker: &TestBroker, agent: &str, sponsor: &str) -> (Uuid, String)
     let now = broker.clock.now();
     let (id, expires_at) = (Uuid::now_v7(), now + Duration::days(30));
     let grant = TaskGrant { id, agent, sponsor, task: "T-2", expires_at };
-    let scribe = Scribe { source: "http://localhost:1".into() };
-    let about = Subject::default();
-    let event = scribe.body(EventType::TaskStarted, Actor::Broker, about, Value::Null, now);
-    let mut owner = broker.database.owner.acquire().await.unwrap();
-    store::start_task(&mut owner, grant, event, now).await.unwrap();
+    tests::insert_task(&broker.database.owner, grant, now).await;
     (id, broker.broker.tokens.task_token(grant, now).expose_secret().to_owned())
 }
 

@@ -1,5 +1,6 @@
 //! One binary; each module is one promise or one path through the product.
 
+mod acts;
 mod agent;
 mod budgets;
 mod check;

@@ -4,12 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use broker::audit::{Actor, EventType, Scribe, Subject};
 use broker::clock::Clock;
 use broker::dev::postgres::{self, Postgres};
 use broker::identity::{TaskGrant, Tokens};
-use broker::lease::Assurance;
-use broker::store::{self, NewPerson};
+use broker::store;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
@@ -21,7 +19,9 @@ use tests::program::{
 };
 use tests::stack::{self, Database};
 use tests::sts::{FakeSts, Mood, SECRET_MARK, TOKEN_MARK};
-use tests::{AGENT, Setup, production_write, wide_budgets, write_config};
+use tests::{
+    AGENT, Setup, insert_person, insert_task, production_write, wide_budgets, write_config,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -62,40 +62,20 @@ impl Site {
         write_config(&config_dir, &origin, &setup);
         let tokens = Tokens::load(&config_dir.join("instance.pem"), &origin).expect("a key");
 
+        let as_owner = PgPoolOptions::new().max_connections(3).after_connect(|connection, _| {
+            Box::pin(async move {
+                sqlx::raw_sql("set role broker_owner").execute(connection).await?;
+                Ok(())
+            })
+        });
+        let owner = as_owner.connect_lazy(admin_url).expect("a URL");
         let now = clock.now();
-        let mut owner = store::admin(admin_url).await.expect("the owner connects");
-        let bob = Key::hardware();
-        for (handle, key) in [("alice", &Key::hardware()), ("bob", &bob)] {
-            let person = NewPerson {
-                handle,
-                display_name: handle,
-                email: &format!("{handle}@example.com"),
-                groups: &["production-signers".to_owned()],
-                fingerprint: &key.fingerprint(),
-                public_key: &key.public_key(),
-                assurance: Assurance::Verified,
-                evidence: "made by a test",
-            };
-            store::enrol(&mut owner, person, now).await.expect("enrolled");
-        }
+        let bob = insert_person(&owner, "bob", &["production-signers"], false, now).await;
+        insert_person(&owner, "alice", &["production-signers"], false, now).await;
         let expires_at = now + time::Duration::hours(8);
-        let grant = TaskGrant {
-            id: Uuid::now_v7(),
-            agent: AGENT,
-            sponsor: "alice",
-            task: "T-1",
-            expires_at,
-        };
-        let scribe = Scribe { source: origin.clone() };
-        let event = scribe.body(
-            EventType::TaskStarted,
-            Actor::Broker,
-            Subject::default(),
-            Value::Null,
-            now,
-        );
-        store::start_task(&mut owner, grant, event, now).await.expect("started");
-        owner.close().await.expect("closed");
+        let id = Uuid::now_v7();
+        let grant = TaskGrant { id, agent: AGENT, sponsor: "alice", task: "T-1", expires_at };
+        insert_task(&owner, grant, now).await;
 
         let environment = [
             ("BROKER_DATABASE_URL", app_url),
@@ -103,17 +83,11 @@ impl Site {
             ("AWS_SECRET_ACCESS_KEY", "fake"),
             ("AWS_ENDPOINT_URL", &sts.endpoint),
         ];
-        let as_owner = PgPoolOptions::new().max_connections(3).after_connect(|connection, _| {
-            Box::pin(async move {
-                sqlx::raw_sql("set role broker_owner").execute(connection).await?;
-                Ok(())
-            })
-        });
         Self {
             environment: environment
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
-            owner: as_owner.connect_lazy(admin_url).expect("a URL"),
+            owner,
             token: tokens.task_token(grant, now).expose_secret().to_owned(),
             sts,
             bob,

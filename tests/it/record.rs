@@ -23,7 +23,8 @@ use uuid::Uuid;
 type LogRow = (i64, Uuid, String, Vec<u8>, Vec<u8>);
 
 /// Everything that is recorded.
-const EVENT_TYPES: [&str; 23] = [
+/// Of leases, sessions and logins; those of acts of authority have a walk of their own.
+const EVENT_TYPES: [&str; 22] = [
     "budget.exceeded",
     "lease.approved",
     "lease.claim-refused",
@@ -46,7 +47,6 @@ const EVENT_TYPES: [&str; 23] = [
     "session.redelivered",
     "signature.accepted",
     "signature.rejected",
-    "task.started",
 ];
 
 const LEASE_ENDS: [&str; 7] =
@@ -590,8 +590,9 @@ async fn month_after(broker: &TestBroker, months: i32) -> Date {
 
 /// Writes an event that is recorded on some day.
 async fn record_on(broker: &TestBroker, day: Date) -> String {
+    broker.staging_lease().await;
     let sql = "insert into event (recorded_at, id, type, occurred_at, actor, body)
-               select $1::date, id, type, occurred_at, actor, body from event where type = 'task.started' limit 1
+               select $1::date, id, type, occurred_at, actor, body from event where type = 'ruleset.in-force' limit 1
                returning tableoid::regclass::text";
     sqlx::query_scalar(sql).bind(day).fetch_one(&broker.database.owner).await.unwrap()
 }

@@ -1189,13 +1189,16 @@ async fn operations_read_every_view_and_nothing_else() {
     }
     let views = relations(&mut world, "v").await;
     let expected = [
+        "act_history",
         "agent_activity",
         "approval_trail",
+        "enrolled_keys",
         "lease_events",
         "lease_history",
         "live_sessions",
         "log_events",
         "pending_leases",
+        "people",
         "rulesets",
     ];
     assert_eq!(views, expected);
@@ -1249,7 +1252,9 @@ async fn operations_run_none_of_our_functions_and_the_server_only_those_it_needs
     let needed = BTreeSet::from([
         "admit(text,text,uuid,text,text,text,text,text[],jsonb,timestamp with time zone)",
         "append_event(bytea)",
+        "apply_act(uuid,timestamp with time zone)",
         "counted(text,text,uuid,timestamp with time zone)",
+        "event_doc(bytea)",
         "has_its_approvals(uuid,smallint)",
         "is_frozen(text,text,text,text)",
         "make_event_partition(date)",

@@ -7,8 +7,9 @@ use tests::sts::FakeSts;
 use tests::{Answer, TestBroker};
 
 /// Routes that need no token, with what a caller without any authority gets.
-const OPEN: [(&str, &str, u16); 5] = [
+const OPEN: [(&str, &str, u16); 6] = [
     ("post", "/v1/leases/{id}/signatures", 403),
+    ("post", "/v1/statements", 404),
     ("post", "/v1/login/nonce", 200),
     ("post", "/v1/login", 403),
     ("get", "/healthz", 200),
@@ -27,6 +28,10 @@ async fn every_route_of_the_document_without_authority_gives_nothing_away() {
             seen += 1;
             let body = match path.as_str() {
                 "/v1/leases/{id}/signatures" => json!({ "decision": "approve", "signature": "x" }),
+                "/v1/statements" => {
+                    json!({ "id": id, "decision": "approve", "signature": "x" })
+                }
+                "/v1/statements/drafts" => json!({ "kind": "thaw", "freeze_id": id }),
                 "/v1/login" => json!({ "nonce": "x", "signature": "x" }),
                 _ => json!({ "scope": "staging-rw" }),
             };

@@ -131,7 +131,7 @@ impl Broker {
         }
     }
 
-    async fn person(&self, reader: &Reader) -> Result<store::Person> {
+    pub(super) async fn person(&self, reader: &Reader) -> Result<store::Person> {
         let person = store::active_person(&self.pool, &reader.handle).await?;
         let disabled = Error::Rejected { lease_id: None, rejection: Rejection::PersonDisabled };
         person.ok_or(disabled)

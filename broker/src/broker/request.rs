@@ -12,7 +12,7 @@ use crate::lease::{LeaseId, LeaseState, WouldBe};
 use crate::narrow::{Holder, NarrowError, Narrowed, check_request, narrow};
 use crate::policy::{Asked, Decision, Usage};
 use crate::statement::{
-    Account, AgentTerms, AgentWords, Issuer, LeaseStatement, LeaseTerms, Rules, Signers, canonical,
+    Account, AgentTerms, AgentWords, LeaseStatement, LeaseTerms, Rules, Signers, canonical,
 };
 use crate::store::{self, Admission, NewLease, NewOutcome, NewSession, Opened, Terms};
 use crate::{catalogue, wire};
@@ -262,14 +262,9 @@ impl Broker {
         id: LeaseId,
         now: OffsetDateTime,
     ) -> Result<LeaseStatement> {
-        let mut nonce = [0; 32];
-        rand::fill(&mut nonce);
         let origin = &self.config.settings.origin;
         let terms = LeaseTerms {
-            broker: Issuer {
-                origin: origin.clone(),
-                instance_key: self.tokens.key_id().to_owned(),
-            },
+            broker: self.as_issuer(),
             lease_id: id,
             agent: AgentTerms { name: agent.name.clone(), issuer: origin.clone() },
             sponsor: agent.sponsor.clone(),
@@ -295,7 +290,7 @@ impl Broker {
             requested_at: now,
             sign_by: now + self.limits().sign_within.0,
             claim_within_seconds: self.limits().claim_within.seconds(),
-            nonce: hex::encode(nonce),
+            nonce: super::nonce(),
         };
         Ok(LeaseStatement::new(terms)?)
     }

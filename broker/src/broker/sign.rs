@@ -56,14 +56,6 @@ impl Broker {
     ) -> Result<std::result::Result<Counting, NotCounting>> {
         let sealed = LeaseStatement::from_bytes(signable.statement.clone())?;
         let terms = sealed.terms();
-        let signature = match UnverifiedSignature::parse(&request.signature) {
-            Ok(signature) => signature,
-            Err(rejection) => return Ok(Err(rejection.into())),
-        };
-        let fingerprint = signature.claimed_fingerprint();
-        let Some(holder) = store::key_holder(&self.pool, &fingerprint).await? else {
-            return Ok(Err(Rejection::UnknownKey.into()));
-        };
         if request.statement_sha256.as_ref().is_some_and(|it| *it != sealed.sha256()) {
             return Ok(Err(Rejection::NotThisStatement.into()));
         }
@@ -73,11 +65,11 @@ impl Broker {
             origin: &terms.broker.origin,
             assurance: terms.signers.assurance,
         };
-        let checked = verify::check_signature(&signature, &holder.key, demand, now);
-        let touch = match checked {
-            Ok(touch) => touch,
-            Err(rejection) => return Ok(Err(rejection.into())),
-        };
+        let Proven { holder, fingerprint, touch } =
+            match self.prove(&request.signature, demand, now).await? {
+                Ok(proven) => proven,
+                Err(rejection) => return Ok(Err(rejection.into())),
+            };
         // From here on it is theirs, whatever else is wrong with it.
         let person = holder.person.as_str();
         if let Some(rejection) = standing(signable, person) {
@@ -105,6 +97,25 @@ impl Broker {
                 Ok(Err(NotCounting { decided_by, ..not }))
             }
         }
+    }
+
+    /// Whose good signature this is.
+    pub(super) async fn prove(
+        &self,
+        text: &str,
+        demand: Demand<'_>,
+        now: OffsetDateTime,
+    ) -> Result<std::result::Result<Proven, Rejection>> {
+        let signature = match UnverifiedSignature::parse(text) {
+            Ok(signature) => signature,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        let fingerprint = signature.claimed_fingerprint();
+        let Some(holder) = store::key_holder(&self.pool, &fingerprint).await? else {
+            return Ok(Err(Rejection::UnknownKey));
+        };
+        let checked = verify::check_signature(&signature, &holder.key, demand, now);
+        Ok(checked.map(|touch| Proven { holder, fingerprint, touch }))
     }
 
     /// Whether the rules let this person decide about the lease that `terms` are of.
@@ -228,6 +239,13 @@ impl Broker {
             Err((Rejection::StaleNonce, Some(holder.person)))
         })
     }
+}
+
+/// A signature that is good in itself, with whose it is.
+pub(super) struct Proven {
+    pub(super) holder: store::KeyHolder,
+    pub(super) fingerprint: String,
+    pub(super) touch: Option<verify::Touch>,
 }
 
 /// A signature that counts.

@@ -260,7 +260,9 @@ impl Case {
         Ok(match text.split_once(':') {
             None if text == "all" => Target::Everything,
             Some(("agent", name)) => Target::Agent(AgentFacts { name, ..self.agent(config)? }),
-            Some(("sponsor", handle)) => Target::Sponsor(handle),
+            Some(("sponsor", handle)) => {
+                Target::Sponsor(PersonFacts { handle, groups: &self.sponsor_groups })
+            }
             Some(("scope", name)) => Target::Scope(
                 config
                     .catalogue

@@ -31,8 +31,6 @@ spelled! {
         Signed = "signed",
         Done = "done",
         Refused = "refused",
-        /// Taken back by whoever proposed it.
-        Withdrawn = "withdrawn",
         /// Not signed in time.
         Lapsed = "lapsed",
         /// What it builds on was no longer so when it should have taken effect.
@@ -209,7 +207,7 @@ impl Change {
         matches!(self, Self::RevokeKey { .. })
     }
 
-    fn new_key(&self) -> Option<&NewKey> {
+    pub fn new_key(&self) -> Option<&NewKey> {
         match self {
             Self::AddPerson { person } => person.key.as_ref(),
             Self::EnrolKey { key, .. } => Some(key),
@@ -275,7 +273,8 @@ impl Terms for ActTerms {
     }
 }
 
-fn check_change(change: &Change) -> Result<(), StatementError> {
+/// Whether a change is one that can be.
+pub fn check_change(change: &Change) -> Result<(), StatementError> {
     let refuse = |what| Err(StatementError::Contradiction(what));
     if !is_name(change.handle()) {
         return refuse("a handle is small letters, digits, dots, dashes and underscores");

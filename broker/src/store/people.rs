@@ -1,26 +1,13 @@
-//! What an operator sets up: people, their keys, and tasks.
+//! People and their keys, as an operator on the server's host sees them and sets them up.
 
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgExecutor};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Result;
-use crate::identity::TaskGrant;
+use super::{Result, word};
+use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::lease::Assurance;
-
-/// A person and their key, as an operator enrols them.
-#[derive(Clone, Copy, Debug)]
-pub struct NewPerson<'a> {
-    pub handle: &'a str,
-    pub display_name: &'a str,
-    pub email: &'a str,
-    pub groups: &'a [String],
-    pub fingerprint: &'a str,
-    pub public_key: &'a str,
-    pub assurance: Assurance,
-    /// How the assurance is known.
-    pub evidence: &'a str,
-}
+use crate::statement::act::NewPerson;
 
 /// Opens the administrator's connection, acting as the owner.
 pub async fn admin(url: &str) -> Result<PgConnection> {
@@ -29,34 +16,117 @@ pub async fn admin(url: &str) -> Result<PgConnection> {
     Ok(connection)
 }
 
-/// Enrols a person with a key; whoever is there already stays as they are.
+/// Whether people change by signed acts alone by now.
+pub async fn bootstrap_is_over(owner: impl PgExecutor<'_>) -> Result<bool> {
+    sqlx::query_scalar!(r#"select exists (select from bootstrap) as "over!""#)
+        .fetch_one(owner)
+        .await
+}
+
+/// A person, with their keys.
+#[derive(Debug)]
+pub struct Enrolled {
+    pub handle: String,
+    pub display_name: String,
+    /// Sorted.
+    pub groups: Vec<String>,
+    pub disabled: bool,
+    pub keys: Vec<EnrolledWith>,
+}
+
+#[derive(Debug)]
+pub struct EnrolledWith {
+    pub fingerprint: String,
+    pub assurance: Assurance,
+    pub revoked: bool,
+}
+
+/// Everybody, by handle.
+pub async fn everybody(owner: &mut PgConnection) -> Result<Vec<Enrolled>> {
+    let people = sqlx::query!(
+        r#"select handle, display_name, groups, disabled_at is not null as "disabled!" from person order by handle"#
+    )
+    .fetch_all(&mut *owner)
+    .await?;
+    let keys = sqlx::query!(
+        r#"select person, fingerprint, assurance, revoked_at is not null as "revoked!" from person_key order by enrolled_at"#
+    )
+    .fetch_all(owner)
+    .await?;
+    let mut everybody: Vec<_> = people
+        .into_iter()
+        .map(|mut it| {
+            it.groups.sort_unstable();
+            Enrolled {
+                handle: it.handle,
+                display_name: it.display_name,
+                groups: it.groups,
+                disabled: it.disabled,
+                keys: Vec::new(),
+            }
+        })
+        .collect();
+    for key in keys {
+        let assurance = word(&key.assurance)?;
+        let key = (key.person, key.fingerprint, key.revoked);
+        if let Some(person) = everybody.iter_mut().find(|it| it.handle == key.0) {
+            person.keys.push(EnrolledWith { fingerprint: key.1, assurance, revoked: key.2 });
+        }
+    }
+    Ok(everybody)
+}
+
+/// Sets a person up without anybody's signature, with their events: before there are two admins, and never after.
 pub async fn enrol(
     owner: &mut PgConnection,
-    person: NewPerson<'_>,
+    scribe: &Scribe,
+    person: &NewPerson,
     now: OffsetDateTime,
 ) -> Result<()> {
+    let mut transaction = owner.begin().await?;
+    let tell = |kind| {
+        let detail = serde_json::json!({ "about": person.handle, "person": person });
+        scribe.body(kind, Actor::Operator, Subject::default(), detail, now)
+    };
     sqlx::query!(
         r#"
-        with person as (
-            insert into person (handle, display_name, email, groups, created_at) values ($1, $2, $3, $4, $9)
-            on conflict do nothing
+        with added as (
+            insert into person (handle, display_name, email, groups, created_at) values ($1, $2, $3, $4, $5) returning handle
         )
-        insert into person_key (fingerprint, person, public_key, assurance, evidence, enrolled_at)
-        values ($5, $1, $6, $7, $8, $9) on conflict do nothing
+        select append_event($6) as seq from added
         "#,
         person.handle,
         person.display_name,
         person.email,
-        person.groups,
-        person.fingerprint,
-        person.public_key,
-        person.assurance.as_str(),
-        person.evidence,
+        &person.groups,
         now,
+        tell(EventType::PersonAdded),
     )
-    .execute(owner)
+    .fetch_one(&mut *transaction)
     .await?;
-    Ok(())
+    if let Some(key) = &person.key {
+        let evidence =
+            serde_json::to_string(&key.evidence).expect("evidence is an object of strings");
+        sqlx::query!(
+            r#"
+            with enrolled as (
+                insert into person_key (fingerprint, person, public_key, assurance, evidence, enrolled_at)
+                values ($1, $2, $3, $4, $5, $6) returning fingerprint
+            )
+            select append_event($7) as seq from enrolled
+            "#,
+            key.fingerprint,
+            person.handle,
+            key.public_key,
+            key.assurance.as_str(),
+            evidence,
+            now,
+            tell(EventType::KeyEnrolled),
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+    }
+    transaction.commit().await
 }
 
 /// The agent's task that lives longest beyond `until`, if there is one: its id and its end.
@@ -79,31 +149,4 @@ pub async fn running_task(
     .fetch_optional(owner)
     .await?;
     Ok(row.map(|it| (it.id, it.expires_at)))
-}
-
-/// Starts a task, with its event.
-pub async fn start_task(
-    owner: &mut PgConnection,
-    task: TaskGrant<'_>,
-    event: Vec<u8>,
-    now: OffsetDateTime,
-) -> Result<()> {
-    sqlx::query!(
-        r#"
-        with started as (
-            insert into task (id, agent, sponsor, task, started_at, expires_at) values ($1, $2, $3, $4, $5, $6) returning id
-        )
-        select append_event($7) as seq from started
-        "#,
-        task.id,
-        task.agent,
-        task.sponsor,
-        task.task,
-        now,
-        task.expires_at,
-        event,
-    )
-    .fetch_one(owner)
-    .await?;
-    Ok(())
 }

@@ -30,8 +30,9 @@ pub async fn sweep(
     }
     let sessions = sweep_sessions(&mut transaction, scribe, limits, now).await?;
     let leases = sweep_leases(&mut transaction, scribe, now).await?;
+    let acts = super::act::sweep_acts(&mut transaction, scribe, now).await?;
     transaction.commit().await?;
-    Ok(sessions + leases)
+    Ok(sessions + leases + acts)
 }
 
 async fn sweep_sessions(
