@@ -5,7 +5,7 @@
 //! same bytes. The maker's signature over the new key, our application and our challenge does.
 //!
 //! Everything is refused that is not positively right. Paths, time and signatures are `webpki`'s business, which the
-//! TLS stack uses as well; `x509-parser` reads what WebAuthn asks of a certificate beyond that. `CBOR` is read here:
+//! TLS stack uses as well; `x509-parser` reads what `WebAuthn` asks of a certificate beyond that. CBOR is read here:
 //! the credential's key is compared with the one encoding that CTAP2 allows, so that no key is ever parsed out of it.
 
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub const MIN_CHALLENGE_BYTES: usize = 16;
 const FORMAT: &[u8] = b"ssh-sk-attest-v01";
 const FORMAT_WITHOUT_DATA: &[u8] = b"ssh-sk-attest-v00";
 
-/// The flags of authenticator data (WebAuthn, section 6.1). The two bits without a name are reserved.
+/// The flags of authenticator data (`WebAuthn`, section 6.1). The two bits without a name are reserved.
 const USER_PRESENT: u8 = 0x01;
 const USER_VERIFIED: u8 = 0x04;
 const BACKUP_ELIGIBLE: u8 = 0x08;
@@ -52,10 +52,10 @@ const MAX_CREDENTIAL_ID_BYTES: usize = 1023;
 /// CTAP2 nests its messages no deeper.
 const MAX_CBOR_DEPTH: u8 = 4;
 
-/// id-fido-gen-ce-aaguid: the model that the certificate was made for (WebAuthn, section 8.2.1).
+/// id-fido-gen-ce-aaguid: the model that the certificate was made for (`WebAuthn`, section 8.2.1).
 const AAGUID: Oid<'static> = oid!(1.3.6.1.4.1.45724.1.1.4);
 
-/// What a packed attestation's certificate says of its purpose (WebAuthn, section 8.2.1).
+/// What a packed attestation's certificate says of its purpose (`WebAuthn`, section 8.2.1).
 const AUTHENTICATOR_ATTESTATION: &str = "Authenticator Attestation";
 
 /// anyExtendedKeyUsage, 2.5.29.37.0. No usage is defined for attestation: a certificate that names others and not
@@ -170,7 +170,7 @@ impl AttestationError {
     }
 }
 
-/// Which of the two statements of WebAuthn the device signed. OpenSSH does not write down which.
+/// Which of the two statements of `WebAuthn` the device signed. OpenSSH does not write down which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
     /// FIDO2, "packed": over the authenticator data as it is.
@@ -405,7 +405,7 @@ impl<'a> Blob<'a> {
     }
 }
 
-/// Authenticator data (WebAuthn, section 6.1), which says that the key is ours.
+/// Authenticator data (`WebAuthn`, section 6.1), which says that the key is ours.
 struct Data<'a> {
     relying_party: [u8; 32],
     flags: u8,
@@ -436,7 +436,7 @@ impl<'a> Data<'a> {
         let cred_protect = match (flags & EXTENSIONS != 0, rest) {
             (false, []) => None,
             (false, _) => return Err(malformed),
-            (true, rest) => cred_protect(rest).ok_or(malformed)?,
+            (true, rest) => cred_protect(rest)?,
         };
         let counter = u32::from_be_bytes(*counter);
         Ok(Self {
@@ -596,24 +596,27 @@ fn byte_string(mut rest: &[u8]) -> Option<&[u8]> {
     (major == 2 && usize::try_from(length).ok()? == rest.len()).then_some(rest)
 }
 
-/// `credProtect` from a map of extensions with text for keys. `None` if it is no such map.
-fn cred_protect(mut rest: &[u8]) -> Option<Option<u8>> {
-    let (5, pairs) = cbor_head(&mut rest)? else { return None };
+/// `credProtect` from a map of extensions with text for keys, and nothing after it.
+fn cred_protect(mut rest: &[u8]) -> Result<Option<u8>, AttestationError> {
+    let malformed = AttestationError::MalformedData;
+    let Some((5, pairs)) = cbor_head(&mut rest) else { return Err(malformed) };
     let mut found = None;
     for _ in 0..pairs {
-        let (3, length) = cbor_head(&mut rest)? else { return None };
-        let (name, tail) = rest.split_at_checked(length.try_into().ok()?)?;
+        let Some((3, length)) = cbor_head(&mut rest) else { return Err(malformed) };
+        let length = usize::try_from(length).map_err(|_| malformed)?;
+        let (name, tail) = rest.split_at_checked(length).ok_or(malformed)?;
         rest = tail;
         if name == b"credProtect" {
-            let (0, level @ 1..=3) = cbor_head(&mut rest)? else { return None };
-            if found.replace(u8::try_from(level).ok()?).is_some() {
-                return None;
+            let Some((0, level @ 1..=3)) = cbor_head(&mut rest) else { return Err(malformed) };
+            let level = u8::try_from(level).map_err(|_| malformed)?;
+            if found.replace(level).is_some() {
+                return Err(malformed);
             }
         } else {
-            skip_cbor(&mut rest, MAX_CBOR_DEPTH)?;
+            skip_cbor(&mut rest, MAX_CBOR_DEPTH).ok_or(malformed)?;
         }
     }
-    rest.is_empty().then_some(found)
+    if rest.is_empty() { Ok(found) } else { Err(malformed) }
 }
 
 /// Passes over one item of CTAP2's CBOR: nothing indefinite, no tags, no floats.

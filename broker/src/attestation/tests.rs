@@ -170,19 +170,15 @@ fn bytes(data: &[u8]) -> Vec<u8> {
 
 /// The COSE key, written apart from the code under test.
 fn cose(key: &PublicKey) -> Vec<u8> {
-    match key.key_data() {
-        KeyData::SkEd25519(key) => {
-            [&hex::decode("a4010103272006215820").unwrap(), &key.public_key().0[..]].concat()
-        }
-        _ => {
-            let point = point(key);
-            let mut out = hex::decode("a5010203262001215820").unwrap();
-            out.extend(&point[1..33]);
-            out.extend([0x22, 0x58, 0x20]);
-            out.extend(&point[33..65]);
-            out
-        }
+    if let KeyData::SkEd25519(key) = key.key_data() {
+        return [&hex::decode("a4010103272006215820").unwrap(), &key.public_key().0[..]].concat();
     }
+    let point = point(key);
+    let mut out = hex::decode("a5010203262001215820").unwrap();
+    out.extend(&point[1..33]);
+    out.extend([0x22, 0x58, 0x20]);
+    out.extend(&point[33..65]);
+    out
 }
 
 fn point(key: &PublicKey) -> Vec<u8> {
