@@ -462,6 +462,30 @@ fn only_a_root_in_the_list_makes_a_device_trusted() {
     }
 }
 
+/// As Yubico has it from firmware 5.7.4 on: of the authorities between, OpenSSH keeps none.
+#[test]
+fn an_authority_between_device_and_root_counts_when_it_is_listed_itself() {
+    let root = Maker::with(KeyPair::generate().unwrap(), |it| {
+        it.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        it.distinguished_name.push(DnType::CommonName, "Root Above");
+    });
+    let maker = Maker::new();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.distinguished_name.push(DnType::CommonName, "Maker's Root");
+    let between = params.signed_by(maker.issuer.key(), &root.issuer).unwrap();
+    let key = ed25519();
+    let attestation = Device::new().attest(&maker, &key);
+    let answer = |pem: &str| {
+        let roots = Roots::from_pem(pem).unwrap();
+        check(&attestation, CHALLENGE, &key, &roots, NOW).map(|_| ())
+    };
+    let between = pem("CERTIFICATE", between.der());
+    assert_eq!(answer(&between), Ok(()));
+    assert_eq!(answer(&[&*root.pem, &between].concat()), Ok(()));
+    assert_eq!(answer(&root.pem), Err(Refused::UntrustedCertificate));
+}
+
 #[test]
 fn roots_of_every_usual_algorithm_count() {
     let rsa = |bits, algorithm| KeyPair::generate_rsa_for(algorithm, bits).unwrap();
