@@ -26,6 +26,9 @@ pub mod statement;
 pub mod verify;
 
 #[cfg(feature = "server")]
+pub mod attestation;
+
+#[cfg(feature = "server")]
 pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;
