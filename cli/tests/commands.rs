@@ -495,6 +495,7 @@ fn sealed(tier: Tier) -> LeaseStatement {
         },
         actions,
         resources,
+        compared_to: None,
         conditions,
         signers: Signers {
             eligible: vec!["bob".into()],
