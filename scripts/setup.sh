@@ -190,7 +190,7 @@ install_sk_dummy() {
     if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
         say "there is no sk-dummy.so for OpenSSH $version here, which the tests have in place of security keys"
         say "it is built with OpenSSH's own tests: from the source of OpenSSH $version, see https://www.openssh.com/portable.html,"
-        say "run \`./configure && make regress/misc/sk-dummy/sk-dummy.so\`, then this and \`make test\` with SK_DUMMY=FILE"
+        say "run \`./configure && make regress-binaries\`, then this and \`make test\` with SK_DUMMY=FILE"
         exit 1
     fi
     say "sk-dummy.so of OpenSSH $version will now be fetched from the package openssh-tests to $(sk_dummy_dir): the tests have it in place of security keys"

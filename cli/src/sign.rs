@@ -549,7 +549,7 @@ mod tests {
         };
         let (ours, other) = (key(1, Some(SK_APPLICATION)), key(2, Some("ssh:")));
         let (plain, second) = (key(3, None), key(4, Some(SK_APPLICATION)));
-        let list = |keys: &[&String]| keys.iter().map(|it| format!("{it}\n")).collect::<String>();
+        let list = |keys: &[&str]| keys.join("\n");
         assert_eq!(choose(&list(&[&plain, &other, &ours])).unwrap(), ours);
         assert_eq!(choose(&list(&[&plain])).unwrap(), plain, "a last resort");
         for none in [list(&[]), list(&[&other]), list(&[&plain, &other]), "nonsense\n".to_owned()] {

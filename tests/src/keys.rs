@@ -198,6 +198,7 @@ impl KeyFile {
 
     /// Edits the private key's file so that no touch is asked for: the flags follow the application (PROTOCOL.u2f),
     /// the second time that it occurs.
+    #[must_use]
     pub fn edited_to_ask_for_no_touch(self) -> Self {
         let text = std::fs::read_to_string(self.path()).expect("a private key");
         let body: String = text.lines().filter(|it| !it.starts_with('-')).collect();

@@ -165,7 +165,7 @@ impl Broker {
                     task,
                     scope,
                     &narrowed,
-                    last.map(|it| compare(it, &narrowed)),
+                    last.map(|it| compare(&it, &narrowed)),
                     signers,
                     by.clone(),
                     id,
@@ -347,7 +347,7 @@ impl Broker {
 }
 
 /// What `narrowed` has that the last lease had not.
-fn compare(last: store::LastApproved, narrowed: &Narrowed) -> ComparedTo {
+fn compare(last: &store::LastApproved, narrowed: &Narrowed) -> ComparedTo {
     let actions = narrowed.actions.iter().map(|it| &it.action);
     let resources = narrowed.resources.iter();
     ComparedTo {
