@@ -348,7 +348,11 @@ fn show(sealed: &LeaseStatement, decision: Decision, color: bool) {
     };
     output::note(&paint("1", heading));
     for line in broker::render::statement(sealed).lines() {
-        output::note(&if is_destructive(line) { paint("31", line) } else { line.to_owned() });
+        output::note(&match line {
+            line if is_destructive(line) => paint("31", line),
+            line if is_unusual(line) => paint("33", line),
+            line => line.to_owned(),
+        });
     }
 }
 
@@ -356,6 +360,14 @@ fn show(sealed: &LeaseStatement, decision: Decision, color: bool) {
 fn is_destructive(line: &str) -> bool {
     !line.starts_with("  |")
         && (line.contains(ActionClass::Destructive.plain()) || line.contains("DESTRUCTIVE"))
+}
+
+/// Whether a rendered line warns of another account, or says that something is new.
+fn is_unusual(line: &str) -> bool {
+    !line.starts_with("  |")
+        && (line.starts_with("  ^ ")
+            || line.starts_with("  wider than ")
+            || line.get(15..19) == Some("NEW "))
 }
 
 fn how_to_sign_elsewhere(args: &SignArgs, meaning: Meaning) -> String {
@@ -574,5 +586,10 @@ mod tests {
         assert!(is_destructive("  tier         DESTRUCTIVE: because"));
         assert!(!is_destructive("  |   DESTROYS nothing"));
         assert!(!is_destructive("  may do       s3:PutObject                 writes"));
+        assert!(
+            is_unusual("  on           NEW arn:aws:s3:::x") && is_unusual("  ^            is in")
+        );
+        assert!(!is_unusual("  on           arn:aws:s3:::NEW "));
+        assert!(!is_unusual("  |            NEW words"), "in their box nothing is ours");
     }
 }

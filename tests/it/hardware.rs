@@ -93,6 +93,25 @@ async fn a_touch_and_a_pin_through_ssh_agent_approve_what_destroys() {
 }
 
 #[tokio::test]
+async fn a_security_key_without_ed25519_will_do() {
+    let key = KeyFile::ecdsa();
+    let served = Served::with(&key).await;
+    let (broker, agent) = (&served.broker, SshAgent::start());
+    agent.add(&key);
+    let (path, provider, socket) = (key.path().display().to_string(), sk_dummy(), agent.socket());
+    let id = asked(broker, production_write()).await;
+    let by_file = ["sign", &id.to_string(), "--key", &path];
+    ended(&served.broker(&by_file, &[("SSH_SK_PROVIDER", provider.as_path())]).await, 0);
+    assert_eq!(flags(broker, id).await, (Some(true), Some(true)));
+    assert_eq!(broker.claim(id).await.status, StatusCode::OK);
+    let id = asked(broker, production_write()).await;
+    let by_agent = ["sign", &id.to_string(), "--key", "agent"];
+    ended(&served.broker(&by_agent, &[("SSH_AUTH_SOCK", socket.as_path())]).await, 0);
+    assert_eq!(flags(broker, id).await, (Some(true), Some(true)));
+    assert_eq!(broker.claim(id).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_touch_alone_counts_where_presence_is_enough_and_nowhere_else() {
     let sts = FakeSts::start().await;
     let broker = production(&sts).await;

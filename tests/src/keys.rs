@@ -152,10 +152,19 @@ pub struct KeyFile {
 impl KeyFile {
     /// A security key with these options of `ssh-keygen -O`.
     pub fn security_key(options: &[&str]) -> Self {
+        Self::of_hardware("ed25519-sk", options)
+    }
+
+    /// The same of a device that has no Ed25519.
+    pub fn ecdsa() -> Self {
+        Self::of_hardware("ecdsa-sk", &["application=ssh:broker", "verify-required"])
+    }
+
+    fn of_hardware(kind: &str, options: &[&str]) -> Self {
         let options: Vec<_> = options.iter().flat_map(|it| ["-O", it]).collect();
         let provider = sk_dummy();
         let provider = provider.to_str().expect("UTF-8");
-        Self::made(&[&["-t", "ed25519-sk", "-w", provider][..], &options].concat())
+        Self::made(&[&["-t", kind, "-w", provider][..], &options].concat())
     }
 
     /// What one has to have for production: made for the broker, with a touch and a PIN in each signature.
