@@ -36,8 +36,9 @@ dev: build ## Run the whole product until Ctrl-C, and try it from another termin
 .PHONY: test
 test: check check-actions build ## Check and test everything, as CI does
 	@scripts/setup.sh --oracle
+	@scripts/setup.sh --sk-dummy
 	@AWS_CLI="$$(scripts/setup.sh --print-aws)" POLICY_ORACLE="$$(scripts/setup.sh --print-oracle)" \
-	    cargo test --workspace --locked
+	    SK_DUMMY="$$(scripts/setup.sh --print-sk-dummy)" cargo test --workspace --locked
 
 .PHONY: check
 check: setup ## Check form, lints, scripts, the example configuration and what its rules decide

@@ -4,9 +4,11 @@
 #
 #   scripts/setup.sh                    set up
 #   scripts/setup.sh --oracle           and what the tests judge session policies with
+#   scripts/setup.sh --sk-dummy         and what the tests have in place of security keys
 #   scripts/setup.sh --print-aws        where the AWS CLI is that this script installs
 #   scripts/setup.sh --print-oracle     the folder of what --oracle installs
 #   scripts/setup.sh --print-postgres   the directory of PostgreSQL's programs
+#   scripts/setup.sh --print-sk-dummy   the file that --sk-dummy installs
 #
 # Rust and Python 3 are yours to install. As root it calls apt-get, as an ordinary user sudo; where
 # neither will do it ends with the command that an administrator has to run.
@@ -144,6 +146,68 @@ install_oracle() {
         die "npm could not install the policy oracle; check that it reaches its registry, then run this again"
     ln -s "$node" "$unfinished/node"
     finish_install oracle_is_whole
+}
+
+# --- sk-dummy: OpenSSH's own stand-in for a security key, which the tests of signing use. It belongs to the tests of
+# OpenSSH; Debian has it in the package openssh-tests, of which only this file is wanted and nothing is installed.
+
+openssh_version() { ssh -V 2>&1 | sed -n 's/^OpenSSH_\([0-9.p]*\).*/\1/p'; }
+
+sk_dummy_dir() { printf '%s/sk-dummy-%s\n' "$(cache_dir)" "$(openssh_version)"; }
+
+# Whoever built one has said where it is.
+sk_dummy() { printf '%s\n' "${SK_DUMMY:-$(sk_dummy_dir)/sk-dummy.so}"; }
+
+# Whether the ssh-keygen that is here makes a key with it: they have to be of one version.
+sk_dummy_works() {
+    [ -f "$1" ] && trial=$(mktemp -d) || return 1
+    works=0
+    ssh-keygen -q -w "$1" -t ed25519-sk -N '' -O application=ssh:broker -f "$trial/key" >/dev/null 2>&1 </dev/null || works=1
+    rm -rf "$trial"
+    return $works
+}
+sk_dummy_is_whole() { sk_dummy_works "$(sk_dummy_dir)/sk-dummy.so"; }
+
+# Downloads the package openssh-tests of this OpenSSH into $1. The exact build is often no longer there; another of
+# the same version will do. With $2, by these options of apt's.
+download_openssh_tests() {
+    (
+        cd "$1" || exit 1
+        shift
+        for version in $(apt-cache "$@" madison openssh-tests 2>/dev/null | awk -F ' *[|] *' '{ print $2 }'); do
+            case $version in
+                *[0-9]:"$(openssh_version)"-* | "$(openssh_version)"-*)
+                    apt-get "$@" download "openssh-tests=$version" >/dev/null 2>&1 && exit 0
+                    ;;
+            esac
+        done
+        exit 1
+    )
+}
+
+install_sk_dummy() {
+    version=$(openssh_version)
+    if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+        say "there is no sk-dummy.so for OpenSSH $version here, which the tests have in place of security keys"
+        say "it is built with OpenSSH's own tests: from the source of OpenSSH $version, see https://www.openssh.com/portable.html,"
+        say "run \`./configure && make regress-binaries\`, then this and \`make test\` with SK_DUMMY=FILE"
+        exit 1
+    fi
+    say "sk-dummy.so of OpenSSH $version will now be fetched from the package openssh-tests to $(sk_dummy_dir): the tests have it in place of security keys"
+    begin_install "$(sk_dummy_dir)"
+    if ! download_openssh_tests "$unfinished"; then
+        # The lists of packages are old, or not there. Those of our own need no administrator.
+        mkdir -p "$unfinished/lists/partial" "$unfinished/cache/archives/partial"
+        set -- -o "Dir::State::Lists=$unfinished/lists" -o "Dir::Cache=$unfinished/cache"
+        apt-get "$@" update >/dev/null 2>&1 || :
+        download_openssh_tests "$unfinished" "$@" ||
+            die "there is no package openssh-tests of OpenSSH $version to be had; \`apt-cache madison openssh-tests\` says which there are: upgrade openssh-client to one of them, then run this again"
+    fi
+    dpkg-deb -x "$unfinished"/openssh-tests_*.deb "$unfinished/package"
+    find "$unfinished/package" -name sk-dummy.so -exec cp {} "$unfinished/sk-dummy.so" \;
+    rm -rf "$unfinished/package" "$unfinished/lists" "$unfinished/cache" "$unfinished"/openssh-tests_*.deb
+    sk_dummy_works "$unfinished/sk-dummy.so" || die "sk-dummy.so does not work with this ssh-keygen (OpenSSH $version)"
+    finish_install sk_dummy_is_whole
 }
 
 # --- PostgreSQL: where `brokerd dev` looks for it
@@ -311,8 +375,17 @@ case ${1-} in
         setup
         oracle_is_whole || install_oracle
         ;;
+    --sk-dummy)
+        setup
+        if [ -n "${SK_DUMMY-}" ]; then
+            sk_dummy_works "$SK_DUMMY" || die "SK_DUMMY=$SK_DUMMY does not work with this ssh-keygen (OpenSSH $(openssh_version))"
+        else
+            sk_dummy_is_whole || install_sk_dummy
+        fi
+        ;;
     --print-aws) printf '%s/bin/aws\n' "$(aws_dir)" ;;
     --print-oracle) oracle_dir ;;
     --print-postgres) postgres_dir || die "PostgreSQL $oldest_postgres or newer is not installed; run scripts/setup.sh" ;;
-    *) die "usage: scripts/setup.sh [--oracle | --print-aws | --print-oracle | --print-postgres]" ;;
+    --print-sk-dummy) sk_dummy ;;
+    *) die "usage: scripts/setup.sh [--oracle | --sk-dummy | --print-aws | --print-oracle | --print-postgres | --print-sk-dummy]" ;;
 esac

@@ -34,7 +34,8 @@ pub use self::claim::{
 pub use self::people::{Enrolled, admin, bootstrap_is_over, enrol, everybody, running_task};
 pub use self::read::{Find, Person, Viewer, active_person, find, statement, task_is_live};
 pub use self::request::{
-    NewLease, NewOutcome, Opened, Terms, by_idempotency_key, eligible_signers, keep_ruleset, open,
+    LastApproved, NewLease, NewOutcome, Opened, Terms, by_idempotency_key, eligible_signers,
+    keep_ruleset, last_approved, open,
 };
 pub use self::sign::{
     KeyHolder, NewSignature, Signable, key_holder, sign, signable, spend_nonce, tell, withdraw,

@@ -20,6 +20,7 @@ use time::{Duration, OffsetDateTime};
 use ureq::http::Uri;
 
 use crate::output::{Failure, Format, Result};
+use crate::sign::AGENT_KEY;
 
 const DEFAULT_URL: &str = "http://localhost:8750";
 /// A session that ends sooner than this is as good as over.
@@ -126,7 +127,7 @@ impl Settings {
         let logins = around.base(around.state_home.as_ref(), ".local/state");
         Ok(Self {
             url: url.as_deref().unwrap_or(DEFAULT_URL).parse()?,
-            key: file.key.map(written),
+            key: file.key.map(|it| if it == Path::new(AGENT_KEY) { it } else { written(it) }),
             color: !no_color && std::io::stderr().is_terminal(),
             token: around.token.filter(|it| !it.expose_secret().is_empty()),
             token_file: token_file.or_else(|| file.token_file.map(written)),

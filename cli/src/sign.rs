@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -14,9 +15,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use broker::lease::{ActionClass, Assurance, Decision, LeaseId, LeaseState, Tier};
 use broker::problem::Kind;
+use broker::render::{name, words};
 use broker::statement::{LeaseStatement, Meaning};
 use broker::verify::{
-    Demand, EnrolledKey, UnverifiedSignature, check_signature, message_file_name,
+    Demand, EnrolledKey, SK_APPLICATION, UnverifiedSignature, check_signature, message_file_name,
 };
 use broker::wire::{
     Lease, LoginNonce, LoginRequest, LoginSession, SignatureRequest, StatementBytes,
@@ -25,24 +27,31 @@ use clap::Args;
 use secrecy::SecretString;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use ssh_key::public::KeyData;
+use ssh_key::{HashAlg, PublicKey};
+use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::output::{self, Failure, Result};
 use crate::{Context, agent, now};
 
 const WATCH_EVERY: Duration = Duration::from_secs(2);
+/// Instead of a key's file: whichever ssh-agent holds.
+pub(crate) const AGENT_KEY: &str = "agent";
 const PENDING_AT_MOST: usize = 200;
 /// The verifier takes no larger one.
 const MAX_SIGNATURE_BYTES: u64 = 8 * 1024;
 
 /// Shows the exact statement of a lease, and signs it with your key
 ///
-/// Nothing is asked but the key's own touch and PIN. A destructive lease also wants its short code typed,
-/// on a terminal. Signing is done by `ssh-keygen`; a .pub file as the key means the one that ssh-agent holds.
+/// Nothing is asked but the key's own touch and PIN. For a destructive lease whoever asked for it tells you its
+/// short code, which you type on a terminal; it is shown nowhere. Signing is done by `ssh-keygen`. The word `agent`
+/// means the one security key in ssh-agent that is made for the broker; a .pub file, that key of ssh-agent's.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   broker sign ID --key ~/.ssh/id_ed25519_sk
+  broker sign ID --key agent
   broker sign ID --key ~/.ssh/id_ed25519_sk --refuse --reason 'not during the sale'
 
 With a key on another machine:
@@ -53,7 +62,7 @@ pub(crate) struct SignArgs {
     /// The lease
     id: LeaseId,
     /// Your key [default: `key` in the configuration]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|agent")]
     key: Option<PathBuf>,
     /// Refuse instead of approve
     #[arg(long, requires = "reason")]
@@ -82,7 +91,7 @@ pub(crate) struct PendingArgs {
 #[command(after_help = "Example:\n  broker login --key ~/.ssh/id_ed25519_sk")]
 pub(crate) struct LoginArgs {
     /// Your key [default: `key` in the configuration]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|agent")]
     key: Option<PathBuf>,
     /// The same as -o json
     #[arg(long)]
@@ -93,7 +102,7 @@ pub(crate) fn login(context: &Context, args: &LoginArgs) -> Result<()> {
     let session = open_session(context, &key(context, args.key.as_deref())?)?;
     let until = output::utc(session.expires_at);
     context.print(
-        || format!("logged in as {} until {until}\n", broker::render::name(&session.person)),
+        || format!("logged in as {} until {until}\n", name(&session.person)),
         || output::pretty(&json!({ "person": session.person, "expires_at": until })),
     )
 }
@@ -107,8 +116,9 @@ pub(crate) fn sign(context: &Context, args: &SignArgs) -> Result<()> {
         output::note(&how_to_sign_elsewhere(args, meaning));
         return output::bytes(&meaning.message(sealed.bytes()));
     }
+    // What is signed says whether it is destructive: not the lease's JSON, not what is on the screen.
     if decision == Decision::Approve && sealed.terms().tier == Tier::Destructive {
-        type_the_code(&sealed.short_code())?;
+        ask_for_the_code(&sealed.short_code())?;
     }
     let signature = match &args.signature {
         Some(file) => read_signature(file)?,
@@ -161,24 +171,116 @@ pub(crate) fn pending(context: &Context, args: &PendingArgs) -> Result<()> {
     }
 }
 
+/// The list of those who sign, and so without the codes that they have to be told.
 fn pending_text(leases: &[Lease]) -> String {
     let now = now();
-    let rows: Vec<_> = leases.iter().map(|it| output::pending_row(it, now)).collect();
+    let row = |lease: &Lease| match lease.tier {
+        Some(Tier::Destructive) => {
+            output::pending_row(&Lease { short_code: None, ..lease.clone() }, now)
+        }
+        _ => output::pending_row(lease, now),
+    };
+    let rows: Vec<_> = leases.iter().map(row).collect();
     output::table(output::PENDING_COLUMNS, &rows)
 }
 
-/// The key that the command names, or else the configuration.
-fn key(context: &Context, named: Option<&Path>) -> Result<PathBuf> {
-    let next = "Name it: `--key FILE`, or `key` in the configuration file. A .pub file means ssh-agent's key.";
+/// A key that signs, by a file: its own, or the public half of one that ssh-agent holds.
+struct Key {
+    path: PathBuf,
+    /// Where the public half is, as long as it is needed.
+    _dir: Option<TempDir>,
+}
+
+impl Deref for Key {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The key that the command names, or else the configuration. Of ssh-agent's, if it is the word `agent`.
+fn key(context: &Context, named: Option<&Path>) -> Result<Key> {
+    let next = "Name it: `--key FILE`, `--key agent`, or `key` in the configuration file. A .pub file means \
+                ssh-agent's key.";
     let Some(key) = named.or(context.settings.key.as_deref()) else {
         return Err(Failure::invalid("there is no key to sign with", next));
     };
+    if key == Path::new(AGENT_KEY) {
+        return agents_key();
+    }
     match File::open(key) {
-        Ok(_) => Ok(key.to_owned()),
+        Ok(_) => Ok(Key { path: key.to_owned(), _dir: None }),
         Err(error) => Err(Failure::invalid(
             format!("the key {} cannot be read: {error}", key.display()),
             next,
         )),
+    }
+}
+
+/// The one key that ssh-agent holds for this.
+fn agents_key() -> Result<Key> {
+    let listed = Command::new("ssh-add").arg("-L").stdin(Stdio::null()).output();
+    let listed = listed.map_err(|error| not_run("ssh-add", &error))?;
+    // 1 means that it has no keys.
+    if !listed.status.success() && listed.status.code() != Some(1) {
+        return Err(Failure::invalid(
+            format!(
+                "there is no ssh-agent to ask for a key: {}",
+                words(String::from_utf8_lossy(&listed.stderr).trim())
+            ),
+            "Start one (`eval \"$(ssh-agent)\"`) and add your key to it (`ssh-add KEY`), or name a file: `--key FILE`.",
+        ));
+    }
+    let public = choose(&String::from_utf8_lossy(&listed.stdout))?;
+    let dir = private_dir()?;
+    let path = dir.path().join("agent.pub");
+    fs::write(&path, public + "\n").map_err(|error| no_room(&error))?;
+    Ok(Key { path, _dir: Some(dir) })
+}
+
+/// Chooses from what `ssh-add -L` lists: the security key that is made for the broker. Where there is no security key
+/// at all, a plain one will do, which only a development broker takes.
+fn choose(listed: &str) -> Result<String> {
+    let keys: Vec<_> = listed.lines().filter_map(|it| PublicKey::from_openssh(it).ok()).collect();
+    let application = |it: &PublicKey| match it.key_data() {
+        KeyData::SkEd25519(key) => Some(key.application().to_owned()),
+        KeyData::SkEcdsaSha2NistP256(key) => Some(key.application().to_owned()),
+        _ => None,
+    };
+    let (hardware, plain): (Vec<_>, Vec<_>) =
+        keys.into_iter().partition(|it| application(it).is_some());
+    let candidates = if hardware.is_empty() {
+        plain
+    } else {
+        let ours = |it: &PublicKey| application(it).as_deref() == Some(SK_APPLICATION);
+        hardware.into_iter().filter(ours).collect()
+    };
+    match candidates.as_slice() {
+        [one] => one.to_openssh().map_err(|error| {
+            let next = "Name the key's file instead: `--key FILE`.";
+            Failure::unexpected(format!("ssh-agent's key cannot be written: {error}"), next)
+        }),
+        [] => Err(Failure::invalid(
+            format!("ssh-agent has no key with application {SK_APPLICATION}"),
+            format!(
+                "Add yours with `ssh-add FILE`. To make one: `ssh-keygen -t ed25519-sk -O application={SK_APPLICATION} \
+                 -O verify-required`; then have it enrolled."
+            ),
+        )),
+        many => {
+            let list = many
+                .iter()
+                .map(|it| format!("\n{} {}", it.fingerprint(HashAlg::Sha256), name(it.comment())));
+            Err(Failure::invalid(
+                format!(
+                    "ssh-agent has {} keys that could sign:{}",
+                    many.len(),
+                    list.collect::<String>()
+                ),
+                "Name one of them by its public key's file: `--key FILE.pub`.",
+            ))
+        }
     }
 }
 
@@ -246,7 +348,11 @@ fn show(sealed: &LeaseStatement, decision: Decision, color: bool) {
     };
     output::note(&paint("1", heading));
     for line in broker::render::statement(sealed).lines() {
-        output::note(&if is_destructive(line) { paint("31", line) } else { line.to_owned() });
+        output::note(&match line {
+            line if is_destructive(line) => paint("31", line),
+            line if is_unusual(line) => paint("33", line),
+            line => line.to_owned(),
+        });
     }
 }
 
@@ -254,6 +360,14 @@ fn show(sealed: &LeaseStatement, decision: Decision, color: bool) {
 fn is_destructive(line: &str) -> bool {
     !line.starts_with("  |")
         && (line.contains(ActionClass::Destructive.plain()) || line.contains("DESTRUCTIVE"))
+}
+
+/// Whether a rendered line warns of another account, or says that something is new.
+fn is_unusual(line: &str) -> bool {
+    !line.starts_with("  |")
+        && (line.starts_with("  ^ ")
+            || line.starts_with("  wider than ")
+            || line.get(15..19) == Some("NEW "))
 }
 
 fn how_to_sign_elsewhere(args: &SignArgs, meaning: Meaning) -> String {
@@ -269,8 +383,9 @@ fn how_to_sign_elsewhere(args: &SignArgs, meaning: Meaning) -> String {
     )
 }
 
-/// Has a person at a terminal type the short code. Standard input is not asked: a program can write there.
-fn type_the_code(code: &str) -> Result<()> {
+/// Has a person at a terminal type the short code, which whoever asked told them: so the two have spoken, and about
+/// this very request. Nothing else is asked: a program can write to standard input, or set a variable.
+fn ask_for_the_code(code: &str) -> Result<()> {
     let mut tty = OpenOptions::new().read(true).write(true).open("/dev/tty").map_err(|_| {
         Failure::invalid(
             "a destructive lease is approved on a terminal only, and there is none",
@@ -278,19 +393,30 @@ fn type_the_code(code: &str) -> Result<()> {
         )
     })?;
     let mut typed = String::new();
-    let asked = write!(tty, "This is destructive. Type the code above to sign: ")
-        .and_then(|()| BufReader::new(tty.take(100)).read_line(&mut typed));
+    let asked =
+        write!(tty, "This is destructive. Whoever asked for it tells you its code. The code: ")
+            .and_then(|()| BufReader::new(tty.take(100)).read_line(&mut typed));
     match asked {
         Ok(_) if is_code(&typed, code) => Ok(()),
         _ => Err(Failure::invalid(
             "that is not the code; nothing was signed",
-            "Read the statement again. If it is what you want, repeat the command.",
+            "Ask whoever wants this for its code, by another way than this screen. Theirs is another? Then this is \
+             not what they asked for: refuse it with `--refuse --reason REASON`.",
         )),
     }
 }
 
+/// Whether they are one code, as a person hears and writes it: Crockford's base 32 has no letters O, I and L.
 fn is_code(typed: &str, code: &str) -> bool {
-    let bare = |text: &str| text.trim().replace('-', "").to_ascii_uppercase();
+    let bare = |text: &str| -> String {
+        let signs = text.chars().filter(|it| !it.is_whitespace() && *it != '-');
+        let digit = |it: char| match it.to_ascii_uppercase() {
+            'O' => '0',
+            'I' | 'L' => '1',
+            other => other,
+        };
+        signs.map(digit).collect()
+    };
     !code.is_empty() && bare(typed) == bare(code)
 }
 
@@ -312,35 +438,17 @@ fn ssh_sign(key: &Path, meaning: Meaning, body: &[u8], id: LeaseId) -> Result<St
 
 /// Signs by `ssh-keygen`, whose prompts for touch and PIN are the user's own. Returns the armored signature.
 fn ssh_sign_named(key: &Path, meaning: Meaning, body: &[u8], name: &str) -> Result<String> {
-    let broken = |error: std::io::Error| {
-        Failure::unexpected(
-            format!("the message cannot be handed to ssh-keygen: {error}"),
-            "Check that TMPDIR is a folder with room in it.",
-        )
-    };
-    let private = Permissions::from_mode(0o700);
-    let dir = tempfile::Builder::new()
-        .prefix("broker-")
-        .permissions(private)
-        .tempdir()
-        .map_err(broken)?;
+    let dir = private_dir()?;
     let file = dir.path().join(name);
     // In a file and not on standard input: without a terminal, a PIN prompt reads there and the empty message is signed.
-    fs::write(&file, meaning.message(body)).map_err(broken)?;
+    fs::write(&file, meaning.message(body)).map_err(|error| no_room(&error))?;
     let mut command = Command::new("ssh-keygen");
     command
         .args(["-Y", "sign", "-n", meaning.namespace(), "-f"])
         .arg(key)
         .arg(&file)
         .stdout(Stdio::null());
-    let status = run_to_its_end(&mut command).map_err(|error| {
-        let what = if error.kind() == ErrorKind::NotFound {
-            "ssh-keygen is not installed".to_owned()
-        } else {
-            format!("ssh-keygen cannot be run: {error}")
-        };
-        Failure::invalid(what, "Install OpenSSH's client programs (8.2 or later).")
-    })?;
+    let status = run_to_its_end(&mut command).map_err(|error| not_run("ssh-keygen", &error))?;
     if !status.success() {
         return Err(Failure::invalid(
             format!("ssh-keygen did not sign ({status}); nothing was sent"),
@@ -350,6 +458,29 @@ fn ssh_sign_named(key: &Path, meaning: Meaning, body: &[u8], name: &str) -> Resu
     let signature = read_signature(&file.with_file_name(format!("{name}.sig")))?;
     check_own(key, meaning, body, &signature)?;
     Ok(signature)
+}
+
+/// A folder that nobody else reads, for as long as it lives.
+fn private_dir() -> Result<TempDir> {
+    let private = Permissions::from_mode(0o700);
+    let dir = tempfile::Builder::new().prefix("broker-").permissions(private).tempdir();
+    dir.map_err(|error| no_room(&error))
+}
+
+fn no_room(error: &std::io::Error) -> Failure {
+    Failure::unexpected(
+        format!("the message cannot be handed to ssh-keygen: {error}"),
+        "Check that TMPDIR is a folder with room in it.",
+    )
+}
+
+fn not_run(program: &str, error: &std::io::Error) -> Failure {
+    let what = if error.kind() == ErrorKind::NotFound {
+        format!("{program} is not installed")
+    } else {
+        format!("{program} cannot be run: {error}")
+    };
+    Failure::invalid(what, "Install OpenSSH's client programs (8.2 or later).")
 }
 
 /// Waits for `command` whatever signal comes, so that what it works on can be removed. Ctrl-C ends it by itself, as
@@ -401,17 +532,52 @@ fn check_own(key: &Path, meaning: Meaning, body: &[u8], signature: &str) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use ssh_key::public::{Ed25519PublicKey, SkEd25519};
+
     use super::*;
 
     #[test]
     fn the_code_may_be_typed_in_any_case_and_without_its_dash() {
-        for typed in ["WERC-8GMR\n", "werc8gmr", " Werc-8gmR "] {
+        for typed in ["WERC-8GMR\n", "werc8gmr", " Werc-8gmR ", "werc 8gmr"] {
             assert!(is_code(typed, "WERC-8GMR"), "{typed}");
         }
         for typed in ["", "\n", "y", "WERC-8GM", "WERC-8GMRX"] {
             assert!(!is_code(typed, "WERC-8GMR"), "{typed}");
         }
         assert!(!is_code("", ""));
+        assert!(is_code("olI1-00oo", "0111-0000"), "as they were heard");
+        assert!(!is_code("\u{212a}123", "K123"), "only ASCII has two cases here");
+    }
+
+    #[test]
+    fn of_ssh_agents_keys_the_one_for_the_broker_is_chosen() {
+        let key = |at: u8, application: Option<&str>| {
+            let public = Ed25519PublicKey([at; 32]);
+            let data = match application {
+                Some(it) => KeyData::SkEd25519(SkEd25519::new(public, it)),
+                None => KeyData::Ed25519(public),
+            };
+            PublicKey::new(data, format!("key-{at}")).to_openssh().unwrap()
+        };
+        let (ours, other) = (key(1, Some(SK_APPLICATION)), key(2, Some("ssh:")));
+        let (plain, second) = (key(3, None), key(4, Some(SK_APPLICATION)));
+        let list = |keys: &[&str]| keys.join("\n");
+        assert_eq!(choose(&list(&[&plain, &other, &ours])).unwrap(), ours);
+        assert_eq!(choose(&list(&[&plain])).unwrap(), plain, "a last resort");
+        for none in [list(&[]), list(&[&other]), list(&[&plain, &other]), "nonsense\n".to_owned()] {
+            let words = choose(&none).unwrap_err().words();
+            assert!(
+                words.contains(
+                    "ssh-keygen -t ed25519-sk -O application=ssh:broker -O verify-required"
+                ),
+                "{words}"
+            );
+        }
+        let words = choose(&list(&[&ours, &plain, &second])).unwrap_err().words();
+        for part in ["2 keys", "SHA256:", "key-1", "key-4", "--key FILE.pub"] {
+            assert!(words.contains(part), "{words}");
+        }
+        assert!(!words.contains("key-3"), "{words}");
     }
 
     #[test]
@@ -420,5 +586,10 @@ mod tests {
         assert!(is_destructive("  tier         DESTRUCTIVE: because"));
         assert!(!is_destructive("  |   DESTROYS nothing"));
         assert!(!is_destructive("  may do       s3:PutObject                 writes"));
+        assert!(
+            is_unusual("  on           NEW arn:aws:s3:::x") && is_unusual("  ^            is in")
+        );
+        assert!(!is_unusual("  on           arn:aws:s3:::NEW "));
+        assert!(!is_unusual("  |            NEW words"), "in their box nothing is ours");
     }
 }

@@ -1,10 +1,12 @@
 //! The built `broker`, against a small fake of the server on this machine.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
@@ -495,6 +497,7 @@ fn sealed(tier: Tier) -> LeaseStatement {
         },
         actions,
         resources,
+        compared_to: None,
         conditions,
         signers: Signers {
             eligible: vec!["bob".into()],
@@ -682,31 +685,246 @@ fn a_statement_that_is_not_what_it_says_is_not_signed() {
     assert!(!seen.lock().unwrap().iter().any(|it| it.line.ends_with("/signatures")));
 }
 
+/// A signer at work: logged in, at a broker with one lease to sign, with an `ssh-keygen` that tells that it ran.
+struct Desk {
+    home: TempDir,
+    key: String,
+    url: String,
+    seen: Seen,
+}
+
+impl Desk {
+    fn of(sealed: &LeaseStatement) -> Self {
+        let (url, seen) = signing_server(statement_answer(sealed));
+        let (home, key, _) = home_with_key();
+        let key = key.to_str().unwrap().to_owned();
+        assert_exit(&broker(&url, home.path(), &["login", "--key", &key]).output().unwrap(), 0);
+        let bin = home.path().join("bin");
+        std::fs::create_dir(&bin).unwrap();
+        let tells = "#!/bin/sh\n: >\"$HOME/ran\"\nexec /usr/bin/ssh-keygen \"$@\"\n";
+        std::fs::write(bin.join("ssh-keygen"), tells).unwrap();
+        std::fs::set_permissions(bin.join("ssh-keygen"), Permissions::from_mode(0o755)).unwrap();
+        seen.lock().unwrap().clear();
+        Self { home, key, url, seen }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("HOME", self.home.path()).env("BROKER_URL", &self.url);
+        command.env("PATH", format!("{}/bin:/usr/bin:/bin", self.home.path().display()));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a shell's `line`, in which `$BROKER` is the program, on a terminal at which `typed` is typed. What the
+    /// terminal shows is the output.
+    fn at_a_terminal(&self, line: &str, typed: &str, more: &[(&str, &str)]) -> Output {
+        let mut script = self.command("script");
+        script.args(["-qec", line, "/dev/null"]).env("BROKER", env!("CARGO_BIN_EXE_broker"));
+        let mut child = script.envs(more.iter().copied()).spawn().unwrap();
+        let mut keyboard = child.stdin.take().unwrap();
+        writeln!(keyboard, "{typed}").unwrap();
+        let output = child.wait_with_output().unwrap();
+        // Until here: its end would be the terminal's.
+        drop(keyboard);
+        output
+    }
+
+    /// Runs `broker` in a session of its own, which has no terminal, with `input` as its standard input.
+    fn without_a_terminal(&self, args: &[&str], input: &str) -> Output {
+        let mut setsid = self.command("setsid");
+        setsid.args(["--wait", env!("CARGO_BIN_EXE_broker")]).args(args);
+        let mut child = setsid.spawn().unwrap();
+        let _ = writeln!(child.stdin.take().unwrap(), "{input}");
+        child.wait_with_output().unwrap()
+    }
+
+    #[track_caller]
+    fn assert_nothing_was_signed(&self, output: &Output) {
+        assert_exit(output, 2);
+        assert!(!self.home.path().join("ran").exists(), "ssh-keygen ran: {}", out(output));
+        let sent = self.seen.lock().unwrap().iter().any(|it| it.line.ends_with("/signatures"));
+        assert!(!sent, "{}", out(output));
+    }
+}
+
 #[test]
 fn a_destructive_lease_is_not_approved_without_a_terminal_but_is_refused() {
     let sealed = sealed(Tier::Destructive);
-    let (url, seen) = signing_server(statement_answer(&sealed));
-    let (home, key, _) = home_with_key();
-    let key = key.to_str().unwrap();
-    // A session of its own has no controlling terminal, wherever the tests run.
-    let alone = |args: &[&str]| {
-        let mut setsid = Command::new("setsid");
-        setsid.args(["--wait", env!("CARGO_BIN_EXE_broker")]).args(args).env_clear();
-        setsid.env("PATH", "/usr/bin:/bin").env("HOME", home.path()).env("BROKER_URL", &url);
-        let mut child = setsid
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let _ = writeln!(child.stdin.take().unwrap(), "{}", sealed.short_code());
-        child.wait_with_output().unwrap()
+    let desk = Desk::of(&sealed);
+    let (key, code) = (desk.key.as_str(), sealed.short_code());
+    let file = desk.home.path().join("signature");
+    std::fs::write(&file, "made elsewhere").unwrap();
+    for args in [
+        &["sign", ID, "--key", key][..],
+        &["sign", ID, "--key", key, "-o", "json"],
+        &["sign", ID, "--signature", file.to_str().unwrap()],
+    ] {
+        let output = desk.without_a_terminal(args, &code);
+        assert!(err(&output).contains("on a terminal only"), "{}", err(&output));
+        assert!(!err(&output).contains(&code) && !out(&output).contains(&code));
+        desk.assert_nothing_was_signed(&output);
+    }
+    let refuse = ["sign", ID, "--key", key, "--refuse", "--reason", "no"];
+    assert_exit(&desk.without_a_terminal(&refuse, ""), 0);
+}
+
+#[test]
+fn a_destructive_lease_is_signed_by_who_was_told_its_code_and_by_nobody_else() {
+    let sealed = sealed(Tier::Destructive);
+    let desk = Desk::of(&sealed);
+    let (key, code) = (desk.key.as_str(), sealed.short_code());
+    let sign = format!("\"$BROKER\" sign {ID} --key '{key}'");
+    let other = "0000-0000";
+    let piped = format!("yes '{code}' | {sign}");
+    let variables = [("BROKER_CODE", code.as_str()), ("SHORT_CODE", &code), ("BROKER_YES", "1")];
+    for (line, more) in [(&sign, &[][..]), (&piped, &[]), (&sign, &variables)] {
+        let output = desk.at_a_terminal(line, other, more);
+        let screen = out(&output);
+        assert!(
+            screen.contains("not shown: whoever asked for this has to tell it to you"),
+            "{screen}"
+        );
+        assert!(screen.contains("that is not the code; nothing was signed"), "{screen}");
+        assert!(!screen.contains(&code), "{screen}");
+        desk.assert_nothing_was_signed(&output);
+    }
+    for nothing in ["", "y", "yes"] {
+        desk.assert_nothing_was_signed(&desk.at_a_terminal(&sign, nothing, &[]));
+    }
+
+    let output = desk.at_a_terminal(&sign, &code.to_lowercase().replace('-', " "), &[]);
+    assert_exit(&output, 0);
+    assert!(desk.home.path().join("ran").exists());
+    let sent = desk.seen.lock().unwrap().last().unwrap().clone();
+    assert_eq!(sent.line, format!("POST /v1/leases/{ID}/signatures"));
+    assert_eq!(sent.body["statement_sha256"], sealed.sha256());
+}
+
+#[test]
+fn a_signature_made_elsewhere_over_something_destructive_takes_the_code_too() {
+    let sealed = sealed(Tier::Destructive);
+    let desk = Desk::of(&sealed);
+    let home = desk.home.path();
+    let printed = broker(&desk.url, home, &["sign", ID, "--print"]).output().unwrap();
+    assert_exit(&printed, 0);
+    assert!(!err(&printed).contains(&sealed.short_code()), "{}", err(&printed));
+    std::fs::write(home.join("request"), &printed.stdout).unwrap();
+    let mut keygen = Command::new("/usr/bin/ssh-keygen");
+    keygen.args(["-q", "-Y", "sign", "-n", "lease-approval@broker", "-f", &desk.key]);
+    assert!(keygen.arg(home.join("request")).status().unwrap().success());
+
+    let file = home.join("request.sig");
+    let sign = format!("\"$BROKER\" sign {ID} --signature '{}'", file.display());
+    desk.assert_nothing_was_signed(&desk.at_a_terminal(&sign, "0000-0000", &[]));
+    assert_exit(&desk.at_a_terminal(&sign, &sealed.short_code(), &[]), 0);
+    let sent = desk.seen.lock().unwrap().last().unwrap().clone();
+    assert_eq!(sent.body["signature"], std::fs::read_to_string(file).unwrap());
+}
+
+#[test]
+fn lists_for_signers_show_the_code_of_everything_but_what_destroys() {
+    let mut destructive = lease("pending");
+    destructive["tier"] = json!("destructive");
+    for (lease, shown) in [(lease("pending"), true), (destructive, false)] {
+        let (url, _) = serve(move |_, _| {
+            Answer::Json(200, json!({ "leases": [lease.clone()], "next_cursor": null }))
+        });
+        let output = run(&url, &["pending", "-o", "text"]);
+        assert_exit(&output, 0);
+        assert!(out(&output).contains("demo-agent"));
+        assert_eq!(out(&output).contains("WERC-8GMR"), shown, "{}", out(&output));
+    }
+}
+
+#[test]
+fn colour_is_for_terminals_whose_owner_wants_it() {
+    let sealed = sealed(Tier::ProductionWrite);
+    let desk = Desk::of(&sealed);
+    let sign = format!("\"$BROKER\" sign {ID} --key '{}'", desk.key);
+    let colour = |line: &str, more: &[(&str, &str)]| {
+        let output = desk.at_a_terminal(line, "", more);
+        assert_exit(&output, 0);
+        out(&output).contains('\u{1b}')
     };
-    let output = alone(&["sign", ID, "--key", key]);
-    assert_exit(&output, 2);
-    assert!(err(&output).contains("on a terminal only"), "{}", err(&output));
-    assert!(!seen.lock().unwrap().iter().any(|it| it.line.ends_with("/signatures")));
-    assert_exit(&alone(&["sign", ID, "--key", key, "--refuse", "--reason", "no"]), 0);
+    assert!(colour(&sign, &[]));
+    assert!(!colour(&sign, &[("NO_COLOR", "1")]));
+    assert!(!colour(&format!("{sign} --no-color"), &[]));
+    assert!(!colour(&format!("{sign} 2>'{}/words'", desk.home.path().display()), &[]));
+    let words = std::fs::read_to_string(desk.home.path().join("words")).unwrap();
+    assert!(words.contains(&sealed.short_code()) && !words.contains('\u{1b}'), "{words}");
+}
+
+/// An ssh-agent of its own, which ends with it.
+struct SshAgent {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl SshAgent {
+    fn start(home: &Path) -> Self {
+        let socket = home.join("agent");
+        let mut command = Command::new("ssh-agent");
+        command.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null());
+        let child = command.spawn().unwrap();
+        while !socket.exists() {
+            std::thread::yield_now();
+        }
+        Self { child, socket }
+    }
+
+    fn add(&self, key: &Path) {
+        let mut add = Command::new("ssh-add");
+        add.arg("-q").arg(key).env("SSH_AUTH_SOCK", &self.socket).stdin(Stdio::null());
+        assert!(add.status().unwrap().success());
+    }
+}
+
+impl Drop for SshAgent {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+#[test]
+fn the_key_may_be_the_one_that_ssh_agent_holds() {
+    let sealed = sealed(Tier::ProductionWrite);
+    let (url, seen) = signing_server(statement_answer(&sealed));
+    let (home, key, enrolled) = home_with_key();
+    let agent = SshAgent::start(home.path());
+    let sign = |args: &[&str]| {
+        let args = [&["sign", ID][..], args].concat();
+        broker(&url, home.path(), &args).env("SSH_AUTH_SOCK", &agent.socket).output().unwrap()
+    };
+    let none = sign(&["--key", "agent"]);
+    assert_exit(&none, 2);
+    assert!(err(&none).contains("-O application=ssh:broker -O verify-required"), "{}", err(&none));
+
+    agent.add(&key);
+    // Only the agent has it now.
+    std::fs::rename(&key, home.path().join("elsewhere")).unwrap();
+    assert_exit(&sign(&["--key", "agent"]), 0);
+    let sent = seen.lock().unwrap().last().unwrap().clone();
+    let signature = &sent.body["signature"];
+    assert_signed(signature, &enrolled, Meaning::LeaseApproval, sealed.bytes());
+    // The configuration may say so too.
+    std::fs::create_dir_all(home.path().join(".config/broker")).unwrap();
+    std::fs::write(home.path().join(".config/broker/config.toml"), "key = \"agent\"\n").unwrap();
+    assert_exit(&sign(&[]), 0);
+
+    let (other_home, other, _) = home_with_key();
+    agent.add(&other);
+    let several = sign(&["--key", "agent"]);
+    assert_exit(&several, 2);
+    assert_eq!(err(&several).matches("SHA256:").count(), 2, "{}", err(&several));
+    drop(other_home);
+    let public = home.path().join("key.pub");
+    assert_exit(&sign(&["--key", public.to_str().unwrap()]), 0);
+
+    let nobody = broker(&url, home.path(), &["sign", ID, "--key", "agent"]).output().unwrap();
+    assert_exit(&nobody, 2);
+    assert!(err(&nobody).contains("no ssh-agent to ask"), "{}", err(&nobody));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod cost;
 mod dev;
 mod enforced;
 mod failing;
+mod hardware;
 mod narrowing;
 mod oracle;
 mod processes;

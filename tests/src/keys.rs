@@ -1,5 +1,10 @@
 //! Keys that sign without a human: what a test needs, and what an attacker has.
 
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use broker::lease::Decision;
 use broker::statement::Meaning;
 use broker::verify::SK_APPLICATION;
@@ -8,6 +13,7 @@ use sha2::{Digest, Sha256};
 use ssh_key::private::{Ed25519Keypair, KeypairData};
 use ssh_key::public::{Ed25519PublicKey, KeyData, SkEd25519};
 use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey, PublicKey, Signature, SshSig};
+use tempfile::TempDir;
 
 /// A touch and a PIN.
 pub const VERIFIED: u8 = 0x05;
@@ -106,5 +112,196 @@ impl Key {
         let armored =
             SshSig::new(self.key_data(), namespace, HashAlg::Sha512, signature).expect("an SSHSIG");
         armored.to_pem(LineEnding::LF).expect("armor")
+    }
+}
+
+/// OpenSSH's own middleware for tests, in place of hardware: what `scripts/setup.sh --sk-dummy` fetches.
+pub fn sk_dummy() -> PathBuf {
+    #[expect(clippy::disallowed_methods, reason = "the edge of the tests")]
+    let set = std::env::var("SK_DUMMY").unwrap_or_default();
+    let file = PathBuf::from(set);
+    assert!(
+        file.is_file(),
+        "SK_DUMMY does not say where OpenSSH's sk-dummy.so is; run `make test`, or `scripts/setup.sh --sk-dummy` and then \
+         this with SK_DUMMY=\"$(scripts/setup.sh --print-sk-dummy)\""
+    );
+    // As ssh-agent compares it.
+    file.canonicalize().expect("it is there")
+}
+
+/// One of OpenSSH's programs, with nothing of our surroundings and no terminal: nobody is there to be asked.
+fn openssh(name: &str) -> Command {
+    let mut command = Command::new("setsid");
+    command.args(["--wait", name]).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn done(mut command: Command) -> String {
+    let output = command.output().expect("OpenSSH's programs are here");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {words}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// A key that `ssh-keygen` made, in a folder of its own: a person's, with files and flags as OpenSSH has them.
+pub struct KeyFile {
+    dir: TempDir,
+}
+
+impl KeyFile {
+    /// A security key with these options of `ssh-keygen -O`.
+    pub fn security_key(options: &[&str]) -> Self {
+        Self::of_hardware("ed25519-sk", options)
+    }
+
+    /// The same of a device that has no Ed25519.
+    pub fn ecdsa() -> Self {
+        Self::of_hardware("ecdsa-sk", &["application=ssh:broker", "verify-required"])
+    }
+
+    fn of_hardware(kind: &str, options: &[&str]) -> Self {
+        let options: Vec<_> = options.iter().flat_map(|it| ["-O", it]).collect();
+        let provider = sk_dummy();
+        let provider = provider.to_str().expect("UTF-8");
+        Self::made(&[&["-t", kind, "-w", provider][..], &options].concat())
+    }
+
+    /// What one has to have for production: made for the broker, with a touch and a PIN in each signature.
+    pub fn verified() -> Self {
+        Self::security_key(&["application=ssh:broker", "verify-required"])
+    }
+
+    /// A file and nothing else.
+    pub fn plain() -> Self {
+        Self::made(&["-t", "ed25519"])
+    }
+
+    fn made(args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut keygen = openssh("ssh-keygen");
+        keygen.args(["-q", "-N", "", "-C", "a test's"]).args(args);
+        keygen.arg("-f").arg(dir.path().join("key"));
+        done(keygen);
+        Self { dir }
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("key")
+    }
+
+    pub fn public_path(&self) -> PathBuf {
+        self.dir.path().join("key.pub")
+    }
+
+    /// One line in OpenSSH's format.
+    pub fn public_key(&self) -> String {
+        let line = std::fs::read_to_string(self.public_path()).expect("a public key");
+        line.trim().to_owned()
+    }
+
+    pub fn fingerprint(&self) -> String {
+        let key = PublicKey::from_openssh(&self.public_key()).expect("a public key");
+        key.fingerprint(HashAlg::Sha256).to_string()
+    }
+
+    /// Edits the private key's file so that no touch is asked for: the flags follow the application (PROTOCOL.u2f),
+    /// the second time that it occurs.
+    #[must_use]
+    pub fn edited_to_ask_for_no_touch(self) -> Self {
+        let text = std::fs::read_to_string(self.path()).expect("a private key");
+        let body: String = text.lines().filter(|it| !it.starts_with('-')).collect();
+        let mut bytes = STANDARD.decode(body).expect("base64");
+        let application = SK_APPLICATION.as_bytes();
+        let at = bytes.windows(application.len()).rposition(|it| it == application);
+        let flags = &mut bytes[at.expect("it is made for the broker") + application.len()];
+        assert_eq!(*flags & 1, 1, "a touch was asked for");
+        *flags &= !1;
+        let edited = format!(
+            "-----BEGIN OPENSSH PRIVATE KEY-----\n{}\n-----END OPENSSH PRIVATE KEY-----\n",
+            STANDARD.encode(bytes)
+        );
+        std::fs::write(self.path(), edited).expect("our own file");
+        self
+    }
+
+    /// Leaves only the public half: who signs now has it from somewhere else.
+    pub fn without_its_private_half(&self) {
+        std::fs::remove_file(self.path()).expect("our own file");
+    }
+
+    /// Signs a statement as `broker sign` does, meaning `approve` or `refuse`.
+    pub fn sign(&self, decision: &str, body: &[u8]) -> String {
+        let meaning = Meaning::from(decision.parse::<Decision>().expect("a decision"));
+        self.sign_as(meaning.namespace(), &meaning.message(body))
+    }
+
+    /// Signs any message in any namespace with stock `ssh-keygen`.
+    pub fn sign_as(&self, namespace: &str, message: &[u8]) -> String {
+        self.signed(&self.path(), namespace, message, None)
+    }
+
+    /// The same with what `agent` holds.
+    pub fn sign_by(&self, agent: &SshAgent, decision: &str, body: &[u8]) -> String {
+        let meaning = Meaning::from(decision.parse::<Decision>().expect("a decision"));
+        let message = meaning.message(body);
+        self.signed(&self.public_path(), meaning.namespace(), &message, Some(agent))
+    }
+
+    fn signed(&self, key: &Path, namespace: &str, message: &[u8], by: Option<&SshAgent>) -> String {
+        let file = self.dir.path().join("message");
+        let signature = self.dir.path().join("message.sig");
+        std::fs::write(&file, message).expect("our own file");
+        let _ = std::fs::remove_file(&signature);
+        let mut keygen = openssh("ssh-keygen");
+        keygen.args(["-Y", "sign", "-n", namespace, "-f"]).arg(key).arg(file);
+        match by {
+            Some(agent) => keygen.env("SSH_AUTH_SOCK", agent.socket()),
+            None => keygen.env("SSH_SK_PROVIDER", sk_dummy()),
+        };
+        done(keygen);
+        std::fs::read_to_string(signature).expect("a signature")
+    }
+}
+
+/// An ssh-agent that takes OpenSSH's middleware for tests. It ends with this.
+pub struct SshAgent {
+    child: Child,
+    dir: TempDir,
+}
+
+impl SshAgent {
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let socket = dir.path().join("socket");
+        // In the foreground, so that it is ours to end; of nothing that could ask a person.
+        let mut command = Command::new("ssh-agent");
+        command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").arg("-D");
+        command.arg("-P").arg(sk_dummy()).arg("-a").arg(&socket);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("ssh-agent is here");
+        while !socket.exists() {
+            assert!(child.try_wait().expect("our own child").is_none(), "ssh-agent ended");
+            std::thread::yield_now();
+        }
+        Self { child, dir }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    pub fn add(&self, key: &KeyFile) {
+        let mut add = openssh("ssh-add");
+        add.arg("-q").arg("-S").arg(sk_dummy()).arg(key.path());
+        add.env("SSH_AUTH_SOCK", self.socket());
+        done(add);
+    }
+}
+
+impl Drop for SshAgent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

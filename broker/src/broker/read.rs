@@ -202,11 +202,17 @@ fn wire_scope(scope: &catalogue::Scope) -> wire::Scope {
 fn with_next(mut lease: wire::Lease) -> wire::Lease {
     let id = lease.id;
     lease.next = match lease.state {
-        LeaseState::Pending => Some(format!(
-            "Tell one of {} the code {}; they run `broker sign {id}`. Then `broker exec --lease {id} -- CMD`.",
-            lease.eligible_signers.join(", "),
-            lease.short_code.as_deref().unwrap_or_default(),
-        )),
+        LeaseState::Pending => {
+            let signers = lease.eligible_signers.join(", ");
+            Some(match &lease.short_code {
+                Some(code) => format!(
+                    "Tell one of {signers} the code {code}; they run `broker sign {id}`. Then `broker exec --lease {id} -- CMD`.",
+                ),
+                None => format!(
+                    "One of {signers} runs `broker sign {id}`, and has to be told the code by whoever asked for the lease.",
+                ),
+            })
+        }
         LeaseState::Approved => Some(format!("Use it with `broker exec --lease {id} -- CMD`.")),
         LeaseState::Issued | LeaseState::Denied => None,
         _ => Some("Ask for a new lease if the task still needs one.".to_owned()),

@@ -12,7 +12,8 @@ use crate::lease::{LeaseId, LeaseState, WouldBe};
 use crate::narrow::{Holder, NarrowError, Narrowed, check_request, narrow};
 use crate::policy::{Asked, Decision, Usage};
 use crate::statement::{
-    Account, AgentTerms, AgentWords, LeaseStatement, LeaseTerms, Rules, Signers, canonical,
+    Account, AgentTerms, AgentWords, ComparedTo, LeaseStatement, LeaseTerms, Rules, Signers,
+    canonical,
 };
 use crate::store::{self, Admission, NewLease, NewOutcome, NewSession, Opened, Terms};
 use crate::{catalogue, wire};
@@ -157,12 +158,14 @@ impl Broker {
                     ));
                 }
                 let signers = Signers { eligible, needed: rule.count, assurance: rule.assurance };
+                let last = store::last_approved(&self.pool, agent, &scope.name).await?;
                 let sealed = self.seal(
                     agent,
                     request,
                     task,
                     scope,
                     &narrowed,
+                    last.map(|it| compare(&it, &narrowed)),
                     signers,
                     by.clone(),
                     id,
@@ -257,6 +260,7 @@ impl Broker {
         task: &str,
         scope: &catalogue::Scope,
         narrowed: &Narrowed,
+        compared_to: Option<ComparedTo>,
         signers: Signers,
         decided_by: Vec<String>,
         id: LeaseId,
@@ -284,6 +288,7 @@ impl Broker {
             assume_role: narrowed.assume_role.clone(),
             actions: narrowed.actions.clone(),
             resources: narrowed.resources.clone(),
+            compared_to,
             conditions: scope.conditions.clone(),
             signers,
             rules: Rules { sha256: self.config.sha256.clone(), decided_by },
@@ -333,6 +338,18 @@ impl Broker {
         let used =
             store::usage(&self.pool, &agent.name, &agent.sponsor, agent.task_id, now).await?;
         Ok(used.agent)
+    }
+}
+
+/// What `narrowed` has that the last lease had not.
+fn compare(last: &store::LastApproved, narrowed: &Narrowed) -> ComparedTo {
+    let actions = narrowed.actions.iter().map(|it| &it.action);
+    let resources = narrowed.resources.iter();
+    ComparedTo {
+        lease_id: last.lease_id,
+        at: last.at,
+        new_actions: actions.filter(|it| !last.actions.contains(it)).cloned().collect(),
+        new_resources: resources.filter(|it| !last.resources.contains(it)).cloned().collect(),
     }
 }
 

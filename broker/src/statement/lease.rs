@@ -45,6 +45,9 @@ pub struct LeaseTerms {
     pub assume_role: AssumeRole,
     pub actions: Vec<ActionTerms>,
     pub resources: Vec<String>,
+    /// Nothing to compare with: people have approved nothing yet for this agent, sponsor and scope.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compared_to: Option<ComparedTo>,
     pub conditions: Conditions,
     pub signers: Signers,
     pub rules: Rules,
@@ -55,6 +58,18 @@ pub struct LeaseTerms {
     pub claim_within_seconds: u32,
     /// 32 random bytes in hex: makes the bytes unpredictable and unrepeatable.
     pub nonce: String,
+}
+
+/// The last lease that people approved for the same agent, sponsor and scope, and what it did not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComparedTo {
+    pub lease_id: LeaseId,
+    /// When it was approved.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    pub new_actions: Vec<String>,
+    pub new_resources: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -339,6 +354,7 @@ impl Terms for LeaseTerms {
             ));
         }
         check_lists(self)?;
+        check_comparison(self)?;
         // One STS session of a signed lease; role chaining caps it at an hour (`API_AssumeRole`).
         if !(900..=3600).contains(&role.duration_seconds) {
             return Err(StatementError::Contradiction("no session lasts so long, or so short"));
@@ -382,6 +398,24 @@ fn check_lists(terms: &LeaseTerms) -> Result<(), StatementError> {
         || actions.iter().any(|it| passes(it) && (it.action != "iam:PassRole" || to_nobody))
     {
         return Err(StatementError::Contradiction("a condition that it needs is missing"));
+    }
+    Ok(())
+}
+
+/// Whether what is called new is asked for, once, and the comparison is with another lease.
+fn check_comparison(terms: &LeaseTerms) -> Result<(), StatementError> {
+    let Some(ComparedTo { lease_id, new_actions, new_resources, .. }) = &terms.compared_to else {
+        return Ok(());
+    };
+    let asked = terms.actions.iter().map(|it| &it.action);
+    let once = |list: &[String]| list.iter().enumerate().all(|(at, it)| !list[..at].contains(it));
+    if *lease_id == terms.lease_id
+        || !new_actions.iter().all(|new| asked.clone().any(|it| it == new))
+        || !new_resources.iter().all(|new| terms.resources.contains(new))
+        || !once(new_actions)
+        || !once(new_resources)
+    {
+        return Err(StatementError::Contradiction("what it calls new is not what it asks for"));
     }
     Ok(())
 }
@@ -441,6 +475,7 @@ pub(crate) mod tests {
             },
             actions,
             resources,
+            compared_to: None,
             conditions,
             signers: Signers {
                 eligible: vec!["bob".into(), "carol".into()],
@@ -455,12 +490,51 @@ pub(crate) mod tests {
         }
     }
 
+    /// With an earlier lease, which had neither the action nor the ARN of [`terms`].
+    pub(crate) fn comparison() -> ComparedTo {
+        ComparedTo {
+            lease_id: LeaseId(Uuid::from_u128(0x0191_0000_0000_7000_8000_0000_0000_0009)),
+            at: datetime!(2025-12-24 18:00 UTC),
+            new_actions: vec!["s3:PutObject".into()],
+            new_resources: vec!["arn:aws:s3:::prod-app-data/config.json".into()],
+        }
+    }
+
     #[test]
     fn the_bytes_are_ascii_and_read_back_as_the_same_terms() {
         let sealed = LeaseStatement::new(terms()).unwrap();
         assert!(sealed.bytes().is_ascii());
         assert!(sealed.bytes().windows(6).any(|it| it == b"\\u00f6"));
         assert_eq!(LeaseStatement::from_bytes(sealed.bytes().to_vec()).unwrap(), sealed);
+    }
+
+    #[test]
+    fn a_statement_of_before_there_were_comparisons_still_reads() {
+        let sealed = LeaseStatement::new(terms()).unwrap();
+        assert!(!sealed.bytes().windows(11).any(|it| it == b"compared_to"));
+        let mut compared = terms();
+        compared.compared_to = Some(comparison());
+        let compared = LeaseStatement::new(compared).unwrap();
+        assert_eq!(LeaseStatement::from_bytes(compared.bytes().to_vec()).unwrap(), compared);
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_called_new() {
+        let changes: [&dyn Fn(&mut ComparedTo); 5] = [
+            &|it| it.new_actions = vec!["s3:GetObject".into()],
+            &|it| it.new_resources = vec!["arn:aws:s3:::prod-app-data/other".into()],
+            &|it| it.new_actions.push(it.new_actions[0].clone()),
+            &|it| it.new_resources.push(it.new_resources[0].clone()),
+            &|it| it.lease_id = terms().lease_id,
+        ];
+        for (at, change) in changes.iter().enumerate() {
+            let mut terms = terms();
+            let mut comparison = comparison();
+            change(&mut comparison);
+            terms.compared_to = Some(comparison);
+            let why = LeaseStatement::new(terms).unwrap_err();
+            assert!(matches!(why, StatementError::Contradiction(_)), "{at}: {why}");
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@ use time::OffsetDateTime;
 
 use super::{Result, word};
 use crate::identity::Agent;
-use crate::lease::{LeaseId, LeaseState};
-use crate::wire;
+use crate::lease::{LeaseId, LeaseState, Tier};
+use crate::{statement, wire};
 
 /// Who looks: nobody sees a lease that is not theirs to see.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +81,9 @@ pub async fn find(pool: &PgPool, find: Find<'_>) -> Result<Vec<wire::Lease>> {
     .await?;
     rows.into_iter()
         .map(|it| {
+            let tier: Option<Tier> = it.tier.as_deref().map(word).transpose()?;
+            // Who signs this has to be told the code by who asked for it: here only the agent gets to know it.
+            let told = handle.is_some() && tier == Some(Tier::Destructive);
             Ok(wire::Lease {
                 id: LeaseId(it.id),
                 state: word(&it.state)?,
@@ -91,7 +94,7 @@ pub async fn find(pool: &PgPool, find: Find<'_>) -> Result<Vec<wire::Lease>> {
                 rollback: it.rollback,
                 scope: it.scope,
                 environment: it.environment.as_deref().map(word).transpose()?,
-                tier: it.tier.as_deref().map(word).transpose()?,
+                tier,
                 account: it.account,
                 region: it.region,
                 role_arn: it.role_arn,
@@ -110,7 +113,7 @@ pub async fn find(pool: &PgPool, find: Find<'_>) -> Result<Vec<wire::Lease>> {
                     .map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
                 eligible_signers: it.eligible_signers,
                 signatures: it.signatures.0,
-                short_code: it.bytes.as_deref().map(crate::statement::short_code),
+                short_code: it.bytes.filter(|_| !told).as_deref().map(statement::short_code),
                 sessions: it.sessions.0,
                 next: None,
                 credentials: None,

@@ -257,6 +257,42 @@ pub async fn eligible_signers(
     .await
 }
 
+/// A lease that people approved: what a new request is compared with.
+#[derive(Debug)]
+pub struct LastApproved {
+    pub lease_id: LeaseId,
+    /// When they approved it.
+    pub at: OffsetDateTime,
+    pub actions: Vec<String>,
+    pub resources: Vec<String>,
+}
+
+/// The last lease that people approved for this agent, its sponsor and this scope.
+pub async fn last_approved(
+    pool: &PgPool,
+    agent: &Agent,
+    scope: &str,
+) -> Result<Option<LastApproved>> {
+    let row = sqlx::query!(
+        r#"
+        select id, approved_at as "approved_at!", actions, resources from lease
+         where agent = $1 and sponsor = $2 and scope = $3 and signed and approved_at is not null
+         order by approved_at desc, id desc limit 1
+        "#,
+        agent.name,
+        agent.sponsor,
+        scope,
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|it| LastApproved {
+        lease_id: LeaseId(it.id),
+        at: it.approved_at,
+        actions: it.actions,
+        resources: it.resources,
+    }))
+}
+
 /// The lease that this agent opened with this key, and what it had asked.
 pub async fn by_idempotency_key(
     pool: &PgPool,
