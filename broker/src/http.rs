@@ -274,14 +274,13 @@ async fn sign_act(
 }
 
 /// Ends a task, its token, and every lease that is open under it.
-#[utoipa::path(post, path = "/v1/tasks/{id}/end", params(("id" = String, Path)), responses((status = 204)))]
+#[utoipa::path(post, path = "/v1/tasks/{id}/end", params(("id" = String, Path)), responses((status = 200, body = wire::EndedTask)))]
 async fn end_task(
     State(broker): Server,
     Authenticated(caller): Authenticated,
     Path(id): Path<Uuid>,
-) -> Result<StatusCode> {
-    broker.end_task(&caller, id).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> Result<Json<wire::EndedTask>> {
+    Ok(Json(broker.end_task(&caller, id).await?))
 }
 
 /// A nonce to sign for a login.

@@ -299,6 +299,7 @@ pub enum WhoAmI {
         agent: String,
         sponsor: String,
         task: String,
+        task_id: Uuid,
         #[serde(with = "time::serde::rfc3339")]
         token_expires_at: OffsetDateTime,
     },
@@ -417,4 +418,13 @@ impl fmt::Debug for StartedTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StartedTask").field("id", &self.id).finish_non_exhaustive()
     }
+}
+
+/// `POST /v1/tasks/{id}/end`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct EndedTask {
+    pub id: Uuid,
+    /// How many open leases ended with it.
+    pub leases: u64,
 }

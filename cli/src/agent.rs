@@ -162,7 +162,7 @@ pub(crate) struct WithdrawArgs {
 }
 
 /// `15m`, `2h`, `1h 30m`: whole seconds that fit the wire.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let length = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write it like 15m or 2h"))?;
     match u32::try_from(length.as_secs()) {

@@ -3,6 +3,7 @@
 //! stdout is data, stderr is words; what an agent prints becomes its transcript, so secrets are printed only when
 //! the output format asks for them. Every command ends with an exit code that says what happened.
 
+mod act;
 mod agent;
 mod client;
 mod output;
@@ -73,6 +74,13 @@ enum Command {
     Sign(sign::SignArgs),
     Pending(sign::PendingArgs),
     Login(sign::LoginArgs),
+    /// Starts and ends tasks of agents
+    #[command(subcommand)]
+    Task(act::TaskCommand),
+    Thaw(act::ThawArgs),
+    /// Revokes keys
+    #[command(subcommand)]
+    Key(act::KeyCommand),
     /// Prints a shell's completion script
     #[command(
         after_help = "Example:\n  broker completions bash > ~/.local/share/bash-completion/completions/broker"
@@ -102,7 +110,10 @@ impl Command {
 
     /// Whether the command is about credentials, so that `-o env` and `-o credential-process` make sense.
     fn may_print_credentials(&self) -> bool {
-        matches!(self, Self::Lease(_) | Self::Credentials(_))
+        matches!(
+            self,
+            Self::Lease(_) | Self::Credentials(_) | Self::Task(act::TaskCommand::Start(_))
+        )
     }
 }
 
@@ -137,6 +148,14 @@ impl Context {
             ));
         }
         Client::new(&self.settings.url, token.as_ref())
+    }
+
+    /// A client for the person who is logged in, or else for the agent.
+    fn as_person_or_agent(&self) -> Result<Client> {
+        match self.settings.login(now()) {
+            Some(session) => Client::new(&self.settings.url, Some(&session.token.into())),
+            None => self.as_reader(),
+        }
     }
 
     fn print(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> String) -> Result<()> {
@@ -203,6 +222,9 @@ fn run(cli: Cli, format: Format) -> Result<()> {
         Command::Sign(args) => sign::sign(&context()?, &args),
         Command::Pending(args) => sign::pending(&context()?, &args),
         Command::Login(args) => sign::login(&context()?, &args),
+        Command::Task(command) => act::task(&context()?, &command),
+        Command::Thaw(args) => act::thaw(&context()?, &args),
+        Command::Key(command) => act::key(&context()?, &command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "broker", &mut script);

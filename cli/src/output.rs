@@ -461,7 +461,7 @@ pub(crate) fn explanation_text(it: &Explanation) -> String {
 
 pub(crate) fn whoami_text(who: &WhoAmI) -> String {
     match who {
-        WhoAmI::Agent { agent, sponsor, task, token_expires_at } => format!(
+        WhoAmI::Agent { agent, sponsor, task, task_id: _, token_expires_at } => format!(
             "agent      {}\nsponsor    {}\ntask       {}\ntoken ends {}\n",
             name(agent),
             name(sponsor),

@@ -21,19 +21,21 @@ use broker::verify::{
     Demand, EnrolledKey, SK_APPLICATION, UnverifiedSignature, check_signature, message_file_name,
 };
 use broker::wire::{
-    Lease, LoginNonce, LoginRequest, LoginSession, SignatureRequest, StatementBytes,
+    Act, Lease, LoginNonce, LoginRequest, LoginSession, SignatureRequest, StatementBytes,
 };
 use clap::Args;
 use secrecy::SecretString;
+use serde::Serialize;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use ssh_key::public::KeyData;
 use ssh_key::{HashAlg, PublicKey};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use crate::client::Client;
 use crate::output::{self, Failure, Result};
-use crate::{Context, agent, now};
+use crate::{Context, act, agent, now};
 
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Instead of a key's file: whichever ssh-agent holds.
@@ -42,7 +44,7 @@ const PENDING_AT_MOST: usize = 200;
 /// The verifier takes no larger one.
 const MAX_SIGNATURE_BYTES: u64 = 8 * 1024;
 
-/// Shows the exact statement of a lease, and signs it with your key
+/// Shows the exact statement of a lease, or of a change of people, and signs it with your key
 ///
 /// Nothing is asked but the key's own touch and PIN. For a destructive lease whoever asked for it tells you its
 /// short code, which you type on a terminal; it is shown nowhere. Signing is done by `ssh-keygen`. The word `agent`
@@ -59,8 +61,8 @@ With a key on another machine:
   ssh-keygen -Y sign -n lease-approval@broker -f KEY request
   broker sign ID --signature request.sig")]
 pub(crate) struct SignArgs {
-    /// The lease
-    id: LeaseId,
+    /// The lease, or the statement that was proposed
+    pub(crate) id: LeaseId,
     /// Your key [default: `key` in the configuration]
     #[arg(long, value_name = "FILE|agent")]
     key: Option<PathBuf>,
@@ -69,10 +71,10 @@ pub(crate) struct SignArgs {
     refuse: bool,
     /// Why not; the agent reads it
     #[arg(long, requires = "refuse")]
-    reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// Sign nothing: print the bytes to sign, and how
     #[arg(long, conflicts_with = "signature")]
-    print: bool,
+    pub(crate) print: bool,
     /// Send a signature that was made elsewhere
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
@@ -107,23 +109,44 @@ pub(crate) fn login(context: &Context, args: &LoginArgs) -> Result<()> {
     )
 }
 
+impl SignArgs {
+    pub(crate) fn decision(&self) -> Decision {
+        if self.refuse { Decision::Refuse } else { Decision::Approve }
+    }
+
+    /// A signature over `body`, made now or elsewhere.
+    pub(crate) fn signature_over(
+        &self,
+        context: &Context,
+        meaning: Meaning,
+        body: &[u8],
+        name: &str,
+    ) -> Result<String> {
+        match &self.signature {
+            Some(file) => read_signature(file),
+            None => ssh_sign_named(&key(context, self.key.as_deref())?, meaning, body, name),
+        }
+    }
+}
+
 pub(crate) fn sign(context: &Context, args: &SignArgs) -> Result<()> {
-    let decision = if args.refuse { Decision::Refuse } else { Decision::Approve };
+    let decision = args.decision();
     let meaning = Meaning::from(decision);
-    let sealed = statement(context, args)?;
+    let sealed = match fetch(context, args)? {
+        Fetched::Lease(sealed) => sealed,
+        Fetched::Act(act) => return act::sign(context, &act, args),
+    };
     show(&sealed, decision, context.settings.color);
+    let name = message_file_name(args.id);
     if args.print {
-        output::note(&how_to_sign_elsewhere(args, meaning));
+        output::note(&how_to_sign_elsewhere(args, meaning, &name));
         return output::bytes(&meaning.message(sealed.bytes()));
     }
     // What is signed says whether it is destructive: not the lease's JSON, not what is on the screen.
     if decision == Decision::Approve && sealed.terms().tier == Tier::Destructive {
         ask_for_the_code(&sealed.short_code())?;
     }
-    let signature = match &args.signature {
-        Some(file) => read_signature(file)?,
-        None => ssh_sign(&key(context, args.key.as_deref())?, meaning, sealed.bytes(), args.id)?,
-    };
+    let signature = args.signature_over(context, meaning, sealed.bytes(), &name)?;
     let request = SignatureRequest {
         decision,
         signature,
@@ -147,27 +170,60 @@ pub(crate) fn pending(context: &Context, args: &PendingArgs) -> Result<()> {
     let client = context.as_reader()?;
     let mut told = BTreeSet::new();
     loop {
-        let page = match agent::list(&client, Some(LeaseState::Pending), None, PENDING_AT_MOST) {
+        let mut waiting = match Waiting::now(&client) {
             Err(failure) if args.watch && failure.may_pass() => {
                 output::note(failure.words().trim_end());
                 std::thread::sleep(WATCH_EVERY);
                 continue;
             }
-            page => page?,
+            waiting => waiting?,
         };
         if !args.watch {
-            return context.print(|| pending_text(&page.leases), || output::pretty(&page));
+            return context.print(|| waiting.text(), || output::pretty(&waiting));
         }
-        // Only what is new, so that a pipe or a person sees each lease once.
-        let ids: BTreeSet<_> = page.leases.iter().map(|it| it.id).collect();
-        let new: Vec<_> = page.leases.into_iter().filter(|it| !told.contains(&it.id)).collect();
-        if !new.is_empty() {
-            let lines =
-                || new.iter().map(|it| serde_json::to_string(it).expect("a lease is JSON") + "\n");
-            context.print(|| pending_text(&new), || lines().collect())?;
+        // Only what is new, so that a pipe or a person sees each once.
+        let ids = waiting.ids();
+        waiting.leases.retain(|it| !told.contains(&it.id.0));
+        waiting.statements.retain(|it| !told.contains(&it.id));
+        if !waiting.ids().is_empty() {
+            context.print(|| waiting.text(), || waiting.lines())?;
         }
         told = ids;
         std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+/// What waits for signatures, as far as the caller may see it.
+#[derive(Serialize)]
+struct Waiting {
+    leases: Vec<Lease>,
+    next_cursor: Option<LeaseId>,
+    /// Tasks, thaws and changes of people.
+    statements: Vec<Act>,
+}
+
+impl Waiting {
+    fn now(client: &Client) -> Result<Self> {
+        let page = agent::list(client, Some(LeaseState::Pending), None, PENDING_AT_MOST)?;
+        let statements = act::open_acts(client)?;
+        Ok(Self { leases: page.leases, next_cursor: page.next_cursor, statements })
+    }
+
+    fn ids(&self) -> BTreeSet<Uuid> {
+        let leases = self.leases.iter().map(|it| it.id.0);
+        leases.chain(self.statements.iter().map(|it| it.id)).collect()
+    }
+
+    fn text(&self) -> String {
+        let statements = self.statements.iter().map(act::text);
+        pending_text(&self.leases) + &statements.collect::<String>()
+    }
+
+    /// JSON, a line each.
+    fn lines(&self) -> String {
+        let leases = self.leases.iter().map(serde_json::to_string);
+        let all = leases.chain(self.statements.iter().map(serde_json::to_string));
+        all.map(|it| it.expect("what came as JSON") + "\n").collect()
     }
 }
 
@@ -185,7 +241,7 @@ fn pending_text(leases: &[Lease]) -> String {
 }
 
 /// A key that signs, by a file: its own, or the public half of one that ssh-agent holds.
-struct Key {
+pub(crate) struct Key {
     path: PathBuf,
     /// Where the public half is, as long as it is needed.
     _dir: Option<TempDir>,
@@ -200,7 +256,7 @@ impl Deref for Key {
 }
 
 /// The key that the command names, or else the configuration. Of ssh-agent's, if it is the word `agent`.
-fn key(context: &Context, named: Option<&Path>) -> Result<Key> {
+pub(crate) fn key(context: &Context, named: Option<&Path>) -> Result<Key> {
     let next = "Name it: `--key FILE`, `--key agent`, or `key` in the configuration file. A .pub file means \
                 ssh-agent's key.";
     let Some(key) = named.or(context.settings.key.as_deref()) else {
@@ -285,7 +341,7 @@ fn choose(listed: &str) -> Result<String> {
 }
 
 /// Logs in with `key`, and keeps the session.
-fn open_session(context: &Context, key: &Path) -> Result<LoginSession> {
+pub(crate) fn open_session(context: &Context, key: &Path) -> Result<LoginSession> {
     let client = Client::new(&context.settings.url, None)?;
     let LoginNonce { nonce, .. } = client.post("/v1/login/nonce", &json!({}))?;
     let signature = ssh_sign_named(key, Meaning::Login, nonce.as_bytes(), "login.dsse")?;
@@ -294,30 +350,43 @@ fn open_session(context: &Context, key: &Path) -> Result<LoginSession> {
     Ok(session)
 }
 
-/// Fetches the lease's statement and believes nothing about it but its own bytes.
-fn statement(context: &Context, args: &SignArgs) -> Result<LeaseStatement> {
+/// What there is to sign under an id.
+enum Fetched {
+    Lease(Box<LeaseStatement>),
+    Act(Box<Act>),
+}
+
+/// Fetches a statement, and believes nothing about a lease's but its own bytes.
+fn fetch(context: &Context, args: &SignArgs) -> Result<Fetched> {
     let key = || key(context, args.key.as_deref());
-    let fetch = |token: SecretString| -> Result<StatementBytes> {
+    let fetch = |token: SecretString| -> Result<Fetched> {
         let client = Client::new(&context.settings.url, Some(&token))?;
-        client.get(&format!("/v1/leases/{}/statement", args.id), &[])
+        let answer = client.get(&format!("/v1/leases/{}/statement", args.id), &[]);
+        match answer {
+            Ok(answer) => check_statement(args.id, &answer).map(|it| Fetched::Lease(Box::new(it))),
+            Err(not_found) if not_found.kind == Some(Kind::NotFound) => client
+                .get(&format!("/v1/statements/{}", args.id), &[])
+                .map(|it| Fetched::Act(Box::new(it)))
+                .map_err(|_| not_found),
+            Err(failure) => Err(failure),
+        }
     };
-    let answer = match (context.settings.login(now()), key()) {
+    match (context.settings.login(now()), key()) {
         (Some(session), key) => match (fetch(session.token.into()), key) {
             // Somebody else's session, or one that ended early.
             (Err(failure), Ok(key))
                 if matches!(failure.kind, Some(Kind::Unauthenticated | Kind::NotFound)) =>
             {
-                fetch(open_session(context, &key)?.token.into())?
+                fetch(open_session(context, &key)?.token.into())
             }
-            (answer, _) => answer?,
+            (answer, _) => answer,
         },
-        (None, Ok(key)) => fetch(open_session(context, &key)?.token.into())?,
+        (None, Ok(key)) => fetch(open_session(context, &key)?.token.into()),
         (None, Err(no_key)) => match context.settings.token()? {
-            Some(token) => fetch(token)?,
-            None => return Err(no_key),
+            Some(token) => fetch(token),
+            None => Err(no_key),
         },
-    };
-    check_statement(args.id, &answer)
+    }
 }
 
 fn check_statement(id: LeaseId, answer: &StatementBytes) -> Result<LeaseStatement> {
@@ -338,15 +407,22 @@ fn check_statement(id: LeaseId, answer: &StatementBytes) -> Result<LeaseStatemen
     Ok(sealed)
 }
 
-fn show(sealed: &LeaseStatement, decision: Decision, color: bool) {
-    let paint = |code: &str, text: &str| {
-        if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    };
+/// Says what a signature is going to mean.
+pub(crate) fn heading(decision: Decision, color: bool) {
     let heading = match decision {
         Decision::Approve => "You are about to APPROVE",
         Decision::Refuse => "You are about to REFUSE",
     };
-    output::note(&paint("1", heading));
+    output::note(&paint(color, "1", heading));
+}
+
+fn paint(color: bool, code: &str, text: &str) -> String {
+    if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+fn show(sealed: &LeaseStatement, decision: Decision, color: bool) {
+    let paint = |code, text| paint(color, code, text);
+    heading(decision, color);
     for line in broker::render::statement(sealed).lines() {
         output::note(&match line {
             line if is_destructive(line) => paint("31", line),
@@ -370,8 +446,7 @@ fn is_unusual(line: &str) -> bool {
             || line.get(15..19) == Some("NEW "))
 }
 
-fn how_to_sign_elsewhere(args: &SignArgs, meaning: Meaning) -> String {
-    let file = message_file_name(args.id);
+pub(crate) fn how_to_sign_elsewhere(args: &SignArgs, meaning: Meaning, file: &str) -> String {
     let refuse = if args.refuse { " --refuse --reason REASON" } else { "" };
     format!(
         "\nTo sign these bytes with stock OpenSSH, from a file (never from standard input, where a PIN prompt eats them):\n  \
@@ -432,12 +507,13 @@ fn read_signature(file: &Path) -> Result<String> {
     Ok(text)
 }
 
-fn ssh_sign(key: &Path, meaning: Meaning, body: &[u8], id: LeaseId) -> Result<String> {
-    ssh_sign_named(key, meaning, body, &message_file_name(id))
-}
-
 /// Signs by `ssh-keygen`, whose prompts for touch and PIN are the user's own. Returns the armored signature.
-fn ssh_sign_named(key: &Path, meaning: Meaning, body: &[u8], name: &str) -> Result<String> {
+pub(crate) fn ssh_sign_named(
+    key: &Path,
+    meaning: Meaning,
+    body: &[u8],
+    name: &str,
+) -> Result<String> {
     let dir = private_dir()?;
     let file = dir.path().join(name);
     // In a file and not on standard input: without a terminal, a PIN prompt reads there and the empty message is signed.

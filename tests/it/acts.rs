@@ -273,7 +273,12 @@ async fn a_task_that_ends_takes_its_token_and_open_leases_with_it() {
     assert_eq!(stranger.status, StatusCode::NOT_FOUND);
     assert_eq!(broker.state(pending).await, "pending");
     let ended = world.as_person("alice", Method::POST, &path, None).await;
-    assert_eq!(ended.status, StatusCode::NO_CONTENT, "{}", ended.body);
+    assert_eq!(
+        (ended.status, &ended.body["leases"]),
+        (StatusCode::OK, &json!(2)),
+        "{}",
+        ended.body
+    );
     assert_eq!(
         (broker.state(pending).await, broker.state(staging).await),
         ("revoked".into(), "revoked".into())

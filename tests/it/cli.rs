@@ -9,11 +9,12 @@ use tests::program::{binary, free_port, program, text};
 
 const UNSET: &str = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN; false\n";
 const ID: &str = "0198c0de-0000-7000-8000-000000000000";
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 17] = [
     "completions",
     "credentials",
     "exec",
     "explain",
+    "key",
     "lease",
     "leases",
     "login",
@@ -22,6 +23,8 @@ const COMMANDS: [&str; 14] = [
     "scopes",
     "show",
     "sign",
+    "task",
+    "thaw",
     "whoami",
     "withdraw",
 ];
@@ -89,8 +92,9 @@ async fn every_command_explains_itself_and_no_help_shows_a_secret() {
         ("AWS_SESSION_TOKEN", "s3cr3t-session"),
     ];
     let ours = [None].into_iter().chain(COMMANDS.map(Some)).map(|it| ("broker", it));
-    let servers = [None, Some("serve"), Some("dev"), Some("migrate"), Some("check")]
-        .map(|it| ("brokerd", it));
+    let servers =
+        [None, Some("serve"), Some("dev"), Some("migrate"), Some("person"), Some("check")]
+            .map(|it| ("brokerd", it));
     for (name, command) in ours.chain(servers) {
         for help in ["--help", "-h"] {
             let args: Vec<_> = command.into_iter().chain([help]).collect();

@@ -330,21 +330,21 @@ impl Broker {
     }
 
     /// Ends a task, and every lease that is open under it: an agent its own, a sponsor theirs.
-    pub async fn end_task(&self, caller: &Caller, id: Uuid) -> Result<()> {
+    pub async fn end_task(&self, caller: &Caller, id: Uuid) -> Result<wire::EndedTask> {
         let now = self.clock.now();
         let ended = match caller {
             Caller::Agent(agent) if agent.task_id == id => {
                 let actor = Actor::Agent(&agent.name);
                 store::end_task(&self.pool, &self.scribe, actor, id, &agent.sponsor, now).await?
             }
-            Caller::Agent(_) => false,
+            Caller::Agent(_) => None,
             Caller::Person(reader) => {
                 let me = self.person(reader).await?;
                 let actor = Actor::Person(&me.handle);
                 store::end_task(&self.pool, &self.scribe, actor, id, &me.handle, now).await?
             }
         };
-        if ended { Ok(()) } else { Err(Error::NotFound) }
+        Ok(wire::EndedTask { id, leases: ended.ok_or(Error::NotFound)? })
     }
 
     /// Does what was signed and has cooled down, if the signature is still good. Returns how many acts ended.

@@ -116,6 +116,7 @@ impl Broker {
                     agent: agent.name.clone(),
                     sponsor: agent.sponsor.clone(),
                     task: agent.task.clone(),
+                    task_id: agent.task_id,
                     token_expires_at: agent.token_expires_at,
                 })
             }

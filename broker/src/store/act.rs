@@ -475,7 +475,7 @@ enum Sponsored<'a> {
     Task { id: Uuid, sponsor: &'a str },
 }
 
-/// Ends a task of `sponsor`'s, and what is open under it. `false` if there is none that runs.
+/// Ends a task of `sponsor`'s, and the leases that are open under it: how many. `None` if there is no such task that runs.
 pub async fn end_task(
     pool: &PgPool,
     scribe: &Scribe,
@@ -483,7 +483,7 @@ pub async fn end_task(
     id: Uuid,
     sponsor: &str,
     now: OffsetDateTime,
-) -> Result<bool> {
+) -> Result<Option<u64>> {
     let mut transaction = pool.begin().await?;
     let what = Sponsored::Task { id, sponsor };
     let ended = end_sponsored(&mut transaction, scribe, actor, what, "its task ended", now).await?;
@@ -491,7 +491,7 @@ pub async fn end_task(
     Ok(ended)
 }
 
-/// Ends tasks, and stops every lease that is open under them. Returns whether a task ended.
+/// Ends tasks, and stops every lease that is open under them: how many. `None` if no task ended.
 async fn end_sponsored(
     connection: &mut PgConnection,
     scribe: &Scribe,
@@ -499,7 +499,7 @@ async fn end_sponsored(
     what: Sponsored<'_>,
     why: &str,
     now: OffsetDateTime,
-) -> Result<bool> {
+) -> Result<Option<u64>> {
     let (sponsor, task_id) = match what {
         Sponsored::All { sponsor } => (sponsor, None),
         Sponsored::Task { id, sponsor } => (sponsor, Some(id)),
@@ -544,7 +544,8 @@ async fn end_sponsored(
         };
         stop_lease(connection, scribe, actor, subject, lease.id, why, now).await?;
     }
-    Ok(!tasks.is_empty())
+    let stopped = u64::try_from(leases.len()).unwrap_or(u64::MAX);
+    Ok((!tasks.is_empty()).then_some(stopped))
 }
 
 /// Stops an open lease, which the caller has locked, and its sessions as far as they are ours to stop.
