@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 
+use crate::approval::Envelope;
 use crate::broker::Broker;
 use crate::error::{Error, Result};
 use crate::identity::{self, Caller};
@@ -37,6 +38,7 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/leases/{id}/withdraw", post(withdraw))
         .route("/leases/{id}/statement", get(statement))
         .route("/leases/{id}/signatures", post(sign))
+        .route("/leases/{id}/approval", get(approval))
         .route("/login/nonce", post(login_nonce))
         .route("/login", post(login))
         .route("/scopes", get(scopes))
@@ -81,6 +83,7 @@ async fn guard_answers(request: Request, next: Next) -> Response {
         withdraw,
         statement,
         sign,
+        approval,
         login_nonce,
         login,
         scopes,
@@ -222,6 +225,18 @@ async fn sign(
     Body(body): Body<wire::SignatureRequest>,
 ) -> Result<Json<wire::Lease>> {
     Ok(Json(broker.sign(id, &body).await?))
+}
+
+/// The lease's statement with everybody's signatures, for whoever checks them without us. Its bytes are the file.
+#[utoipa::path(get, path = "/v1/leases/{id}/approval", params(("id" = String, Path)), responses((status = 200, body = Envelope, description = "A DSSE envelope in canonical JSON, with one newline at its end"),
+    (status = 404, description = "No such lease for this caller; or nobody was asked to sign it")))]
+async fn approval(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<LeaseId>,
+) -> Result<Response> {
+    let file = broker.approval(&caller, id).await?.file();
+    Ok(([(header::CONTENT_TYPE, "application/json")], file).into_response())
 }
 
 /// A nonce to sign for a login.

@@ -9,6 +9,7 @@ mod request;
 mod claim;
 mod sign;
 
+mod approval;
 mod people;
 mod read;
 mod sweep;
@@ -21,6 +22,7 @@ use sqlx::{Connection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+pub use self::approval::approval;
 pub use self::budget::{Admission, Exceeded, Used, admission, tell_exceeded, usage};
 pub use self::claim::{
     Approval, Claimable, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
