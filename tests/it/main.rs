@@ -1,6 +1,7 @@
 //! One binary; each module is one promise or one path through the product.
 
 mod agent;
+mod approval;
 mod budgets;
 mod check;
 mod cli;
