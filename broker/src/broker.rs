@@ -2,6 +2,7 @@
 
 mod request;
 
+mod approval;
 mod claim;
 mod sign;
 

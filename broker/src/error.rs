@@ -32,6 +32,8 @@ pub enum Error {
     TooSlow,
     #[error("there is nothing here for this caller")]
     NotFound,
+    #[error("nobody was asked to sign lease {0}: there is no approval to export")]
+    Unsigned(LeaseId),
     #[error("this path does not take that method")]
     MethodNotAllowed,
     #[error("{why}")]
@@ -71,7 +73,7 @@ impl Error {
             Self::Invalid(_) => Kind::InvalidRequest,
             Self::TooLarge => Kind::TooLarge,
             Self::TooSlow => Kind::TooSlow,
-            Self::NotFound => Kind::NotFound,
+            Self::NotFound | Self::Unsigned(_) => Kind::NotFound,
             Self::MethodNotAllowed => Kind::MethodNotAllowed,
             Self::Denied { .. } => Kind::Denied,
             Self::Rejected { .. } => Kind::SignatureRejected,
@@ -98,7 +100,8 @@ impl Error {
             Self::Denied { lease_id, .. }
             | Self::Rejected { lease_id, .. }
             | Self::Frozen(lease_id) => *lease_id,
-            Self::Pending(id)
+            Self::Unsigned(id)
+            | Self::Pending(id)
             | Self::AlreadyIssued(id)
             | Self::InUse(id)
             | Self::StoppedMeanwhile(id) => Some(*id),
@@ -117,6 +120,7 @@ impl Error {
             Self::TooLarge => "Send less.".into(),
             Self::TooSlow => "Send the whole request at once, and try again.".into(),
             Self::NotFound => "Check the id, and that the lease is this caller's: `broker leases` lists them.".into(),
+            Self::Unsigned(id) => format!("`broker show {id}` has what the rules decided, and why; nothing more was needed, or it never came so far."),
             Self::MethodNotAllowed => "See `/openapi.json`.".into(),
             Self::Denied { .. } => "`broker scopes` shows what may be asked for; if the task needs more, ask its sponsor. No other credential on this machine is meant for it.".into(),
             Self::Rejected { rejection, .. } => rejection.next().into(),

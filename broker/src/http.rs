@@ -16,6 +16,7 @@ use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 use uuid::Uuid;
 
+use crate::approval::Envelope;
 use crate::broker::Broker;
 use crate::error::{Error, Result};
 use crate::identity::{self, Caller};
@@ -42,6 +43,7 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/statements/drafts", post(propose))
         .route("/statements/{id}", get(act))
         .route("/tasks/{id}/end", post(end_task))
+        .route("/leases/{id}/approval", get(approval))
         .route("/login/nonce", post(login_nonce))
         .route("/login", post(login))
         .route("/scopes", get(scopes))
@@ -91,6 +93,7 @@ async fn guard_answers(request: Request, next: Next) -> Response {
         act,
         sign_act,
         end_task,
+        approval,
         login_nonce,
         login,
         scopes,
@@ -281,6 +284,18 @@ async fn end_task(
     Path(id): Path<Uuid>,
 ) -> Result<Json<wire::EndedTask>> {
     Ok(Json(broker.end_task(&caller, id).await?))
+}
+
+/// The lease's statement with everybody's signatures, for whoever checks them without us. Its bytes are the file.
+#[utoipa::path(get, path = "/v1/leases/{id}/approval", params(("id" = String, Path)), responses((status = 200, body = Envelope, description = "A DSSE envelope in canonical JSON, with one newline at its end"),
+    (status = 404, description = "No such lease for this caller; or nobody was asked to sign it")))]
+async fn approval(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<LeaseId>,
+) -> Result<Response> {
+    let file = broker.approval(&caller, id).await?.file();
+    Ok(([(header::CONTENT_TYPE, "application/json")], file).into_response())
 }
 
 /// A nonce to sign for a login.

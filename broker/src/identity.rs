@@ -7,9 +7,9 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey};
+use ed25519_dalek::{Signer as _, SigningKey};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
@@ -93,6 +93,7 @@ pub enum KeyError {
 pub struct Tokens {
     origin: String,
     key_id: String,
+    key: SigningKey,
     encoding: EncodingKey,
     decoding: DecodingKey,
 }
@@ -142,6 +143,7 @@ impl Tokens {
         Ok(Self {
             origin: origin.to_owned(),
             key_id: URL_SAFE_NO_PAD.encode(thumbprint),
+            key,
             encoding,
             decoding: DecodingKey::from_ed_components(&x).map_err(|_| bad())?,
         })
@@ -159,6 +161,16 @@ impl Tokens {
     /// RFC 7638 thumbprint of the instance's public key.
     pub fn key_id(&self) -> &str {
         &self.key_id
+    }
+
+    /// The instance's Ed25519 public key.
+    pub fn public_key(&self) -> [u8; 32] {
+        self.key.verifying_key().to_bytes()
+    }
+
+    /// Signs bytes with the instance's key. They begin with what they are, so that none is ever a token.
+    pub fn sign_bytes(&self, bytes: &[u8]) -> [u8; 64] {
+        self.key.sign(bytes).to_bytes()
     }
 
     pub fn task_token(&self, task: TaskGrant<'_>, now: OffsetDateTime) -> SecretString {

@@ -25,6 +25,8 @@ pub mod render;
 pub mod statement;
 pub mod verify;
 
+pub mod approval;
+
 #[cfg(feature = "server")]
 pub mod attestation;
 

@@ -5,6 +5,7 @@
 
 mod act;
 mod agent;
+mod approval;
 mod client;
 mod output;
 mod settings;
@@ -32,6 +33,7 @@ Examples:
       --task OPS-7 --reason 'roll the flag back' --rollback 'put version 41 back' --wait 10m
   broker pending                                        what waits for a signature?
   broker sign ID --key ~/.ssh/id_ed25519_sk             read it, touch the key
+  broker audit verify approval.json                     who approved what? needs no broker
 
 Environment:
   BROKER_URL         where the broker is [default: http://localhost:8750]
@@ -46,7 +48,7 @@ Exit codes:
   1 unexpected                       6 expired, lapsed, revoked, withdrawn or frozen
   2 usage or invalid request         7 broker unreachable
   3 pending, not signed yet          8 not authenticated
-  4 denied by the rules              9 try again later";
+  4 denied by the rules, not valid   9 try again later";
 
 /// Asks for short-lived cloud credentials, and signs requests for them
 #[derive(Parser)]
@@ -81,6 +83,12 @@ enum Command {
     /// Revokes keys
     #[command(subcommand)]
     Key(act::KeyCommand),
+    /// Exports approvals
+    #[command(subcommand)]
+    Approval(approval::ApprovalCommand),
+    /// Checks what the broker exported, without the broker
+    #[command(subcommand)]
+    Audit(approval::AuditCommand),
     /// Prints a shell's completion script
     #[command(
         after_help = "Example:\n  broker completions bash > ~/.local/share/bash-completion/completions/broker"
@@ -225,6 +233,11 @@ fn run(cli: Cli, format: Format) -> Result<()> {
         Command::Task(command) => act::task(&context()?, &command),
         Command::Thaw(args) => act::thaw(&context()?, &args),
         Command::Key(command) => act::key(&context()?, &command),
+        Command::Approval(approval::ApprovalCommand::Export(args)) => {
+            approval::export(&context()?, &args)
+        }
+        // Neither settings nor a broker: whoever checks a file needs the file alone.
+        Command::Audit(approval::AuditCommand::Verify(args)) => approval::verify(format, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "broker", &mut script);

@@ -128,6 +128,18 @@ impl Failure {
         failure
     }
 
+    /// A file that is not what it should be; `verdict` says so to programs.
+    pub(crate) fn not_valid(
+        detail: impl Into<String>,
+        next: impl Into<String>,
+        verdict: Value,
+    ) -> Self {
+        let kind = Kind::SignatureRejected;
+        let mut failure = Self::new(kind.exit_code(), "Not valid", detail, next);
+        failure.told.document = Some(Document::Problem(verdict));
+        failure
+    }
+
     /// A lease that cannot be used, or not yet.
     pub(crate) fn lease(lease: Lease) -> Self {
         let kind = match lease.state {

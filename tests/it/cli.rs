@@ -9,7 +9,9 @@ use tests::program::{binary, free_port, program, text};
 
 const UNSET: &str = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN; false\n";
 const ID: &str = "0198c0de-0000-7000-8000-000000000000";
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 19] = [
+    "approval",
+    "audit",
     "completions",
     "credentials",
     "exec",
@@ -139,13 +141,14 @@ async fn completions_are_made_for_each_shell_and_know_the_commands() {
 async fn where_no_broker_listens_every_command_says_so_and_issues_nothing() {
     let url = format!("http://127.0.0.1:{}", free_port().await);
     let environment = [("BROKER_URL", url.as_str()), ("BROKER_TOKEN", "s3cr3t-token")];
-    let commands: [&[&str]; 11] = [
+    let commands: [&[&str]; 12] = [
         &["whoami"],
         &["scopes"],
         &["leases"],
         &["pending"],
         &["show", ID],
         &["withdraw", ID],
+        &["approval", "export", ID],
         &["lease", "--scope", "staging-rw"],
         &["credentials", "--lease", ID],
         &["exec", "--scope", "staging-rw", "--", "echo", "it ran"],

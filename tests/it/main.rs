@@ -2,6 +2,7 @@
 
 mod acts;
 mod agent;
+mod approval;
 mod budgets;
 mod check;
 mod cli;

@@ -1,0 +1,96 @@
+//! What an approval's export is made of.
+
+use serde::Deserialize;
+use sqlx::PgPool;
+use sqlx::types::Json;
+use time::OffsetDateTime;
+
+use super::{Result, word};
+use crate::approval::{self, Key, Lease};
+use crate::lease::{Assurance, Decision, LeaseId};
+
+/// A lease that people were asked to sign, as of one moment.
+#[derive(Debug)]
+pub struct Approval {
+    pub lease: Lease,
+    pub statement: Vec<u8>,
+    pub signatures: Vec<approval::Signature>,
+}
+
+/// A signature with its key, as the database tells it.
+#[derive(Debug, Deserialize)]
+struct Row {
+    person: String,
+    decision: Decision,
+    #[serde(with = "time::serde::rfc3339")]
+    signed_at: OffsetDateTime,
+    signature: String,
+    assurance: Assurance,
+    touched: Option<bool>,
+    verified: Option<bool>,
+    key: Key,
+}
+
+/// What people signed about a lease; nothing if nobody was asked to. One statement, so that state and signatures are
+/// of one moment.
+pub async fn approval(pool: &PgPool, id: LeaseId) -> Result<Option<Approval>> {
+    let row = sqlx::query!(
+        r#"
+        select l.state, l.tier as "tier!", l.approved_at, l.claim_by, l.claimed_at, l.issued_at, l.ends_at, l.ended_at,
+               l.end_reason, t.bytes,
+               coalesce((select jsonb_agg(jsonb_build_object(
+                            'person', g.person, 'decision', g.decision, 'signed_at', g.signed_at,
+                            'signature', g.signature, 'assurance', g.assurance, 'touched', g.touched, 'verified', g.verified,
+                            'key', jsonb_build_object(
+                                'public_key', k.public_key, 'fingerprint', k.fingerprint, 'assurance', k.assurance,
+                                'evidence', k.evidence, 'enrolled_at', k.enrolled_at, 'revoked_at', k.revoked_at,
+                                'enrolled_by', e.act)) order by g.signed_at, g.person)
+                           from signature g
+                           join person_key k on k.fingerprint = g.fingerprint
+                           left join lateral (
+                               select jsonb_build_object(
+                                          -- PostgreSQL breaks base64 into lines.
+                                          'statement', translate(encode(a.bytes, 'base64'), e'\n', ''), 'signature', x.signature,
+                                          'signer', x.person, 'public_key', y.public_key, 'signed_at', x.signed_at) as act
+                                 from act a
+                                 join act_signature x on x.act_id = a.id and x.decision = 'approve'
+                                 join person_key y on y.fingerprint = x.fingerprint
+                                where a.id = k.enrolled_by) e on true
+                          where g.lease_id = l.id), '[]') as "signatures!: Json<Vec<Row>>"
+          from lease l join statement t on t.lease_id = l.id
+         where l.id = $1
+        "#,
+        id.0
+    )
+    .fetch_optional(pool)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let statement = row.bytes;
+    let signatures = row.signatures.0.into_iter().map(|it| approval::Signature {
+        message: approval::message(it.decision, &statement),
+        person: it.person,
+        decision: it.decision,
+        signed_at: it.signed_at,
+        signature: it.signature,
+        assurance: it.assurance,
+        touched: it.touched,
+        verified: it.verified,
+        key: it.key,
+    });
+    Ok(Some(Approval {
+        lease: Lease {
+            id,
+            state: word(&row.state)?,
+            tier: word(&row.tier)?,
+            approved_at: row.approved_at,
+            claim_by: row.claim_by,
+            claimed_at: row.claimed_at,
+            issued_at: row.issued_at,
+            ends_at: row.ends_at,
+            ended_at: row.ended_at,
+            end_reason: row.end_reason,
+        },
+        signatures: signatures.collect(),
+        statement,
+    }))
+}
