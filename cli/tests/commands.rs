@@ -5,6 +5,7 @@ use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -866,8 +867,9 @@ impl SshAgent {
         let socket = home.join("agent");
         let mut command = Command::new("ssh-agent");
         command.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null());
-        let child = command.spawn().unwrap();
-        while !socket.exists() {
+        let mut child = command.spawn().unwrap();
+        while UnixStream::connect(&socket).is_err() {
+            assert!(child.try_wait().unwrap().is_none(), "ssh-agent ended");
             std::thread::yield_now();
         }
         Self { child, socket }

@@ -1,5 +1,6 @@
 //! Keys that sign without a human: what a test needs, and what an attacker has.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -280,7 +281,7 @@ impl SshAgent {
         command.arg("-P").arg(sk_dummy()).arg("-a").arg(&socket);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().expect("ssh-agent is here");
-        while !socket.exists() {
+        while UnixStream::connect(&socket).is_err() {
             assert!(child.try_wait().expect("our own child").is_none(), "ssh-agent ended");
             std::thread::yield_now();
         }
