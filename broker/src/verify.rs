@@ -1,9 +1,11 @@
 //! Judges signatures: is it over these bytes, by this key, with a human's touch, from somebody who may? Pure.
 //!
-//! Used alike by the server, the command line and offline checks. Parsing and cryptography are `ssh-key`'s;
-//! what neither it nor `ssh-keygen -Y verify` looks at (the FIDO flags and application) is checked here.
+//! Used alike by the server, the command line and offline checks. Parsing and cryptography of SSH signatures are
+//! `ssh-key`'s; what neither it nor `ssh-keygen -Y verify` looks at (the FIDO flags and application) is checked
+//! here. Passkeys are judged in [`webauthn`].
 
 pub mod act;
+pub mod webauthn;
 
 use ssh_key::public::KeyData;
 use ssh_key::{HashAlg, PublicKey, SshSig};
@@ -11,97 +13,82 @@ use time::OffsetDateTime;
 
 use crate::lease::{Assurance, LeaseId};
 use crate::statement::{LeaseTerms, Meaning};
+pub use webauthn::{Assertion, Passkey};
 
 /// The FIDO application that our `sk-*` keys are made for (`ssh-keygen -O application=ssh:broker`), so that the
 /// key's own prompt names us.
 pub const SK_APPLICATION: &str = "ssh:broker";
 
-/// An armored SSHSIG is some hundred bytes; this bounds what we parse.
+/// An armored SSHSIG or an assertion is some hundred bytes; this bounds what we parse.
 const MAX_SIGNATURE_BYTES: usize = 8 * 1024;
 
+// The same bits in OpenSSH's FIDO signatures and in WebAuthn's authenticator data.
 const USER_PRESENT: u8 = 0x01;
 const USER_VERIFIED: u8 = 0x04;
 
-/// Why a signature does not count. Each has a stable code, recorded with the rejection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Rejection {
-    #[error("this is not an armored SSH signature")]
-    Malformed,
-    #[error("the signature was made for another purpose (namespace)")]
-    WrongNamespace,
-    #[error("nobody here has enrolled this key")]
-    UnknownKey,
-    #[error("the signature is not over this statement")]
-    NotThisStatement,
-    #[error("the key was not enrolled yet")]
-    KeyNotEnrolledYet,
-    #[error("the key has been revoked")]
-    KeyRevoked,
-    #[error("the key was made for another application than {SK_APPLICATION}")]
-    WrongApplication,
-    #[error("the key's assurance is lower than this statement demands")]
-    AssuranceTooLow,
-    #[error("the key was not touched for this signature")]
-    NotTouched,
-    #[error("neither PIN nor biometric was given for this signature")]
-    NotVerified,
-    #[error("this person is disabled")]
-    PersonDisabled,
-    #[error("this person stands behind the agent, and cannot sign for it")]
-    Sponsor,
-    #[error("this person set the request off, and cannot sign for it")]
-    Actor,
-    #[error("this person is concerned, or asked for it: another admin has to sign")]
-    Concerned,
-    #[error("this person may not sign for this")]
-    NotEligible,
-    #[error("the rules do not let this person decide about it")]
-    ForbiddenByRule,
-    #[error("this person has signed already")]
-    AlreadySigned,
-    #[error("the time to sign is over")]
-    TooLate,
-    #[error("it is not waiting for signatures")]
-    NotPending,
-    #[error("what it builds on is no longer so")]
-    NoLongerSo,
-    #[error("the nonce is unknown, used or too old")]
-    StaleNonce,
+/// Makes [`Rejection`] of one table: variant, stable code, text.
+macro_rules! rejections {
+    ($($variant:ident = $code:literal: $text:literal,)+) => {
+        /// Why a signature does not count. Each has a stable code, recorded with the rejection.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+        pub enum Rejection { $(#[error($text)] $variant),+ }
+
+        impl Rejection {
+            /// Every one, in declaration order.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The stable code: `reason` in problem documents and events.
+            pub const fn code(self) -> &'static str {
+                match self { $(Self::$variant => $code),+ }
+            }
+        }
+    };
+}
+
+rejections! {
+    Malformed = "malformed": "this is neither an armored SSH signature nor a passkey's assertion",
+    WrongNamespace = "wrong-namespace": "the signature was made for another purpose (namespace)",
+    UnknownKey = "unknown-key": "nobody here has enrolled this key",
+    NotThisStatement = "not-this-statement": "the signature is not over this statement",
+    WrongOrigin = "wrong-origin": "the passkey signed on another page than the broker's",
+    CrossOrigin = "cross-origin": "the passkey signed inside of another site's page",
+    WrongRp = "wrong-rp": "the passkey was made for another site than the broker's",
+    KeyNotEnrolledYet = "key-not-enrolled-yet": "the key was not enrolled yet",
+    KeyRevoked = "key-revoked": "the key has been revoked",
+    WrongApplication = "wrong-application": "the key was made for another application than {SK_APPLICATION}",
+    AssuranceTooLow = "assurance-too-low": "the key's assurance is lower than this statement demands",
+    NotTouched = "not-touched": "the key was not touched for this signature",
+    NotVerified = "not-verified": "neither PIN nor biometric was given for this signature",
+    Synced = "synced": "the passkey can leave its device, which this statement does not allow",
+    BackupState = "backup-state": "what the passkey says of its copies contradicts itself or its enrolment",
+    PersonDisabled = "person-disabled": "this person is disabled",
+    Sponsor = "sponsor": "this person stands behind the agent, and cannot sign for it",
+    Actor = "actor": "this person set the request off, and cannot sign for it",
+    Concerned = "concerned": "this person is concerned, or asked for it: somebody else has to sign",
+    NotEligible = "not-eligible": "this person may not sign for this",
+    ForbiddenByRule = "forbidden-by-rule": "the rules do not let this person decide about it",
+    AlreadySigned = "already-signed": "this person has signed already",
+    TooLate = "too-late": "the time to sign is over",
+    NotPending = "not-pending": "it is not waiting for signatures",
+    NoLongerSo = "no-longer-so": "what it builds on is no longer so",
+    StaleNonce = "stale-nonce": "the nonce is unknown, used or too old",
 }
 
 impl Rejection {
-    /// The stable code: `reason` in problem documents and events.
-    pub const fn code(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::WrongNamespace => "wrong-namespace",
-            Self::UnknownKey => "unknown-key",
-            Self::NotThisStatement => "not-this-statement",
-            Self::KeyNotEnrolledYet => "key-not-enrolled-yet",
-            Self::KeyRevoked => "key-revoked",
-            Self::WrongApplication => "wrong-application",
-            Self::AssuranceTooLow => "assurance-too-low",
-            Self::NotTouched => "not-touched",
-            Self::NotVerified => "not-verified",
-            Self::PersonDisabled => "person-disabled",
-            Self::Sponsor => "sponsor",
-            Self::Actor => "actor",
-            Self::Concerned => "concerned",
-            Self::NotEligible => "not-eligible",
-            Self::ForbiddenByRule => "forbidden-by-rule",
-            Self::AlreadySigned => "already-signed",
-            Self::TooLate => "too-late",
-            Self::NotPending => "not-pending",
-            Self::NoLongerSo => "no-longer-so",
-            Self::StaleNonce => "stale-nonce",
-        }
-    }
-
     /// What the signer can do about it.
     pub const fn next(self) -> &'static str {
         match self {
             Self::Malformed | Self::WrongNamespace | Self::NotThisStatement => {
-                "Sign with `broker sign`, which fetches the statement and signs exactly those bytes."
+                "Sign with `broker sign` or on the broker's own page, which sign exactly the statement's bytes."
+            }
+            Self::WrongOrigin | Self::CrossOrigin => {
+                "Open the broker's own page, at the origin that the statement names, and sign there."
+            }
+            Self::WrongRp | Self::BackupState => {
+                "Have a passkey enrolled on the broker's own page."
+            }
+            Self::Synced => {
+                "Sign with a security key, or with a passkey that is bound to one device."
             }
             Self::UnknownKey | Self::KeyNotEnrolledYet | Self::KeyRevoked => {
                 "Sign with a key that is enrolled for you, or have one enrolled."
@@ -111,7 +98,7 @@ impl Rejection {
             }
             Self::NotTouched => "Touch the key when it asks.",
             Self::NotVerified => {
-                "Use a key made with `-O verify-required`, and give its PIN or fingerprint."
+                "Give the key's PIN or fingerprint; an SSH key is made with `-O verify-required` for that."
             }
             Self::Sponsor
             | Self::Actor
@@ -126,28 +113,39 @@ impl Rejection {
     }
 }
 
-/// A parsed SSHSIG, not yet believed.
+/// A parsed signature, not yet believed.
 #[derive(Clone, Debug)]
-pub struct UnverifiedSignature(SshSig);
+pub enum UnverifiedSignature {
+    Ssh(SshSig),
+    Passkey(Assertion),
+}
 
 impl UnverifiedSignature {
-    pub fn parse(armored: &str) -> Result<Self, Rejection> {
-        if MAX_SIGNATURE_BYTES < armored.len() {
+    /// Reads an armored SSHSIG, or the JSON of a passkey's assertion.
+    pub fn parse(text: &str) -> Result<Self, Rejection> {
+        if MAX_SIGNATURE_BYTES < text.len() {
             return Err(Rejection::Malformed);
         }
-        SshSig::from_pem(armored.trim()).map(Self).map_err(|_| Rejection::Malformed)
+        let text = text.trim();
+        if text.starts_with('{') {
+            return Assertion::parse(text).map(Self::Passkey);
+        }
+        SshSig::from_pem(text).map(Self::Ssh).map_err(|_| Rejection::Malformed)
     }
 
     /// `SHA256:…` of the key that claims to have signed: a hint for the look-up, proof of nothing.
     pub fn claimed_fingerprint(&self) -> String {
-        self.0.public_key().fingerprint(HashAlg::Sha256).to_string()
+        match self {
+            Self::Ssh(signature) => signature.public_key().fingerprint(HashAlg::Sha256).to_string(),
+            Self::Passkey(assertion) => assertion.claimed_fingerprint(),
+        }
     }
 }
 
 /// A person's enrolled key, as the verifier needs it.
 #[derive(Clone, Debug)]
 pub struct EnrolledKey {
-    /// One line in OpenSSH's format.
+    /// One line in OpenSSH's format, or a [`Passkey`]'s JSON.
     pub public_key: String,
     pub assurance: Assurance,
     /// From when on it counts, and until when.
@@ -160,6 +158,8 @@ pub struct EnrolledKey {
 pub struct Touch {
     pub present: bool,
     pub verified: bool,
+    /// How often the authenticator signed, as it says. Many say 0 for ever, and copies count apart: never judged.
+    pub counter: u32,
 }
 
 /// What a signature has to be, to count.
@@ -180,18 +180,8 @@ pub fn check_signature(
     demand: Demand<'_>,
     at: OffsetDateTime,
 ) -> Result<Option<Touch>, Rejection> {
-    let Demand { meaning, body, assurance: demanded, .. } = demand;
-    let signature = &signature.0;
-    if signature.namespace() != meaning.namespace() {
-        return Err(Rejection::WrongNamespace);
-    }
-    let public = PublicKey::from_openssh(&key.public_key).map_err(|_| Rejection::UnknownKey)?;
-    if public.key_data() != signature.public_key() {
-        return Err(Rejection::UnknownKey);
-    }
-    public
-        .verify(meaning.namespace(), &meaning.message(body), signature)
-        .map_err(|_| Rejection::NotThisStatement)?;
+    let demanded = demand.assurance;
+    let proven = Proven::check(signature, &key.public_key, demand)?;
     if at < key.enrolled_at {
         return Err(Rejection::KeyNotEnrolledYet);
     }
@@ -201,7 +191,7 @@ pub fn check_signature(
     if key.assurance < demanded {
         return Err(Rejection::AssuranceTooLow);
     }
-    let touch = touch(public.key_data(), signature)?;
+    let touch = proven.touch(demanded)?;
     match (demanded, touch) {
         (Assurance::Software, None) => {}
         (Assurance::Present | Assurance::Verified, None) => return Err(Rejection::AssuranceTooLow),
@@ -214,6 +204,52 @@ pub fn check_signature(
     Ok(touch)
 }
 
+/// A signature that is an enrolled key's and over the demanded bytes. What the human did is still open.
+enum Proven<'a> {
+    Ssh(PublicKey, &'a SshSig),
+    Passkey(Passkey, &'a Assertion),
+}
+
+impl<'a> Proven<'a> {
+    fn check(
+        signature: &'a UnverifiedSignature,
+        enrolled: &str,
+        demand: Demand<'_>,
+    ) -> Result<Self, Rejection> {
+        let Demand { meaning, body, origin, .. } = demand;
+        let message = meaning.message(body);
+        match (signature, enrolled.starts_with('{')) {
+            (UnverifiedSignature::Ssh(signature), false) => {
+                if signature.namespace() != meaning.namespace() {
+                    return Err(Rejection::WrongNamespace);
+                }
+                let public =
+                    PublicKey::from_openssh(enrolled).map_err(|_| Rejection::UnknownKey)?;
+                if public.key_data() != signature.public_key() {
+                    return Err(Rejection::UnknownKey);
+                }
+                public
+                    .verify(meaning.namespace(), &message, signature)
+                    .map_err(|_| Rejection::NotThisStatement)?;
+                Ok(Self::Ssh(public, signature))
+            }
+            (UnverifiedSignature::Passkey(assertion), true) => {
+                let passkey = Passkey::parse(enrolled).map_err(|_| Rejection::UnknownKey)?;
+                assertion.check(&passkey, &message, origin)?;
+                Ok(Self::Passkey(passkey, assertion))
+            }
+            _ => Err(Rejection::UnknownKey),
+        }
+    }
+
+    fn touch(&self, demanded: Assurance) -> Result<Option<Touch>, Rejection> {
+        match self {
+            Self::Ssh(key, signature) => touch(key.key_data(), signature),
+            Self::Passkey(passkey, assertion) => assertion.touch(passkey, demanded).map(Some),
+        }
+    }
+}
+
 /// The flags of a FIDO signature (OpenSSH's PROTOCOL.u2f): the last five bytes are flags and a counter.
 fn touch(key: &KeyData, signature: &SshSig) -> Result<Option<Touch>, Rejection> {
     let application = match key {
@@ -224,9 +260,14 @@ fn touch(key: &KeyData, signature: &SshSig) -> Result<Option<Touch>, Rejection> 
     if application != SK_APPLICATION {
         return Err(Rejection::WrongApplication);
     }
-    let bytes = signature.signature_bytes();
-    let flags = bytes.len().checked_sub(5).map(|at| bytes[at]).ok_or(Rejection::Malformed)?;
-    Ok(Some(Touch { present: flags & USER_PRESENT != 0, verified: flags & USER_VERIFIED != 0 }))
+    let Some([flags, counter @ ..]) = signature.signature_bytes().last_chunk::<5>() else {
+        return Err(Rejection::Malformed);
+    };
+    Ok(Some(Touch {
+        present: flags & USER_PRESENT != 0,
+        verified: flags & USER_VERIFIED != 0,
+        counter: u32::from_be_bytes(*counter),
+    }))
 }
 
 /// The person behind a key, as the judgement needs them.
@@ -270,6 +311,8 @@ pub fn message_file_name(id: LeaseId) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use ssh_key::rand_core::OsRng;
     use ssh_key::{Algorithm, LineEnding, PrivateKey};
     use time::Duration;
@@ -343,7 +386,7 @@ mod tests {
             )
             .unwrap();
         assert_eq!(
-            check(&UnverifiedSignature(raw), &enrolled, b"{}"),
+            check(&UnverifiedSignature::Ssh(raw), &enrolled, b"{}"),
             Err(Rejection::NotThisStatement)
         );
     }
@@ -374,6 +417,20 @@ mod tests {
         }
         let huge = "A".repeat(MAX_SIGNATURE_BYTES + 1);
         assert_eq!(UnverifiedSignature::parse(&huge).unwrap_err(), Rejection::Malformed);
+    }
+
+    #[test]
+    fn each_rejection_has_a_code_of_its_own_and_says_what_to_do() {
+        let codes: BTreeSet<&str> = Rejection::ALL.iter().map(|it| it.code()).collect();
+        assert_eq!(codes.len(), Rejection::ALL.len());
+        for rejection in Rejection::ALL {
+            let code = rejection.code();
+            let kebab = code
+                .split('-')
+                .all(|word| !word.is_empty() && word.bytes().all(|it| it.is_ascii_lowercase()));
+            assert!(kebab, "{code}");
+            assert!(!rejection.to_string().is_empty() && rejection.next().ends_with('.'), "{code}");
+        }
     }
 
     #[test]
