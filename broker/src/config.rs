@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use time::Duration;
 
 use crate::actions;
+use crate::attestation::Roots;
 use crate::catalogue::Catalogue;
 use crate::catalogue::environment::{Home, HomeFile};
 use crate::lease::Assurance;
@@ -40,6 +41,8 @@ pub struct Config {
     pub ruleset: Vec<u8>,
     /// Its SHA-256, in hex: what leases name.
     pub sha256: String,
+    /// The makers whose attestation counts, if any does.
+    pub attestation_roots: Option<Roots>,
 }
 
 /// `broker.toml`.
@@ -102,6 +105,9 @@ pub struct Authority {
     /// How long a change of people waits after its signature, in which it can be refused.
     pub cool_down: Span,
     pub longest_task: Span,
+    /// Certificates (PEM) of the makers whose attestation of a hardware key counts; relative to the configuration
+    /// directory.
+    pub attestation_roots: Option<PathBuf>,
 }
 
 impl Default for Authority {
@@ -112,6 +118,7 @@ impl Default for Authority {
             change_people: Assurance::Verified,
             cool_down: Span(Duration::DAY),
             longest_task: Span(Duration::hours(8)),
+            attestation_roots: None,
         }
     }
 }
@@ -322,6 +329,14 @@ impl Config {
         let invalid = |message| ConfigError::Invalid { path: path.clone(), message };
         settings.validate().map_err(invalid)?;
         let home = Home::build(&settings.home).map_err(invalid)?;
+        let attestation_roots = match &settings.authority.attestation_roots {
+            None => None,
+            Some(name) => {
+                let path = dir.join(name);
+                let roots = Roots::from_pem(&read(&path)?);
+                Some(roots.map_err(|message| ConfigError::Invalid { path, message })?)
+            }
+        };
         let software_keys = settings.counts_software_keys();
 
         let path = dir.join("scopes.toml");
@@ -342,7 +357,8 @@ impl Config {
             software_keys,
         })
         .expect("texts serialize");
-        Ok(Self { sha256: sha256_hex(&ruleset), settings, catalogue, policy, rules, ruleset })
+        let sha256 = sha256_hex(&ruleset);
+        Ok(Self { settings, catalogue, policy, rules, ruleset, sha256, attestation_roots })
     }
 }
 

@@ -5,17 +5,19 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use sqlx::PgConnection;
 use ssh_key::{HashAlg, PublicKey};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use crate::attestation::{self, Roots};
 use crate::audit::Scribe;
 use crate::broker::{nonce, whole_microseconds};
 use crate::config::Config;
 use crate::identity::Tokens;
-use crate::lease::Assurance;
 use crate::statement::act::{
     ADMINS, Act, ActStatement, ActTerms, Change, Evidence, NewKey, NewPerson,
 };
@@ -76,8 +78,14 @@ pub struct KeyArgs {
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     /// Whoever signs the change has seen the hardware in this person's hand
-    #[arg(long, requires = "key")]
+    #[arg(long, requires = "key", conflicts_with = "attestation")]
     seen: bool,
+    /// What `ssh-keygen -O write-attestation=FILE` wrote: its maker says what the key is kept in
+    #[arg(long, value_name = "FILE", requires_all = ["key", "challenge"])]
+    attestation: Option<PathBuf>,
+    /// What `ssh-keygen -O challenge=FILE` was given: fresh random bytes, for instance of `openssl rand 32`
+    #[arg(long, value_name = "FILE", requires = "attestation")]
+    challenge: Option<PathBuf>,
 }
 
 /// What a command came to.
@@ -118,7 +126,7 @@ pub async fn run(
                 display_name: name.clone(),
                 email: email.clone(),
                 groups,
-                key: key.read()?,
+                key: key.read(config, now)?,
             };
             if !store::bootstrap_is_over(&mut *owner).await? {
                 return bootstrap(config, owner, person, now).await;
@@ -146,7 +154,7 @@ pub async fn run(
         }
         Command::EnrolKey { handle, key } => {
             person(handle)?;
-            let key = key.read()?.context("name the key: --key FILE.pub")?;
+            let key = key.read(config, now)?.context("name the key: --key FILE.pub")?;
             ensure!(
                 !people.iter().flat_map(|it| &it.keys).any(|it| it.fingerprint == key.fingerprint),
                 "this key is enrolled already; one key belongs to one person, for ever"
@@ -264,19 +272,51 @@ async fn propose(
 
 impl KeyArgs {
     /// The key, with the assurance that follows from what is known of it.
-    fn read(&self) -> anyhow::Result<Option<NewKey>> {
+    fn read(&self, config: &Config, now: OffsetDateTime) -> anyhow::Result<Option<NewKey>> {
         let Some(path) = &self.key else { return Ok(None) };
-        let public = read_public_key(path)?;
-        let evidence = if self.seen { Evidence::Seen } else { Evidence::Unknown };
+        let text = String::from_utf8_lossy(&read(path)?).into_owned();
+        let public = PublicKey::from_openssh(text.trim()).with_context(|| {
+            format!("{} is not an SSH public key: name the .pub file", path.display())
+        })?;
+        let evidence = match (&self.attestation, &self.challenge) {
+            (Some(attestation), Some(challenge)) => {
+                let roots = config.attestation_roots.as_ref();
+                attested(roots, &public, &read(attestation)?, &read(challenge)?, now)?
+            }
+            _ if self.seen => Evidence::Seen,
+            _ => Evidence::Unknown,
+        };
         new_key(&public, evidence).map(Some)
     }
 }
 
-fn read_public_key(path: &Path) -> anyhow::Result<PublicKey> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    PublicKey::from_openssh(text.trim())
-        .with_context(|| format!("{} is not an SSH public key: name the .pub file", path.display()))
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// What the maker of a key's hardware says of it, if it is one whom the operator trusts.
+pub(crate) fn attested(
+    roots: Option<&Roots>,
+    key: &PublicKey,
+    attestation: &[u8],
+    challenge: &[u8],
+    now: OffsetDateTime,
+) -> anyhow::Result<Evidence> {
+    let roots = roots.context(
+        "no maker's word counts here: name their certificates in broker.toml, `attestation_roots` of [authority], or say --seen",
+    )?;
+    let attested =
+        attestation::check(attestation, challenge, key, roots, now).map_err(|error| {
+            anyhow::anyhow!("the attestation does not count: {error} ({})", error.code())
+        })?;
+    let model = attested.aaguid.map(|it| format!(", model {it}")).unwrap_or_default();
+    Ok(Evidence::Attested {
+        format: "ssh-sk-attest-v01".to_owned(),
+        attestation: STANDARD.encode(attestation),
+        challenge: STANDARD.encode(challenge),
+        certificate_sha256: attested.certificate_sha256,
+        hardware_is: format!("{}{model}", attested.subject),
+    })
 }
 
 /// A key as it is enrolled: without its comment, which is anybody's words.
@@ -285,23 +325,10 @@ pub fn new_key(public: &PublicKey, evidence: Evidence) -> anyhow::Result<NewKey>
     let public_key = bare.to_openssh()?;
     Ok(NewKey {
         fingerprint: bare.fingerprint(HashAlg::Sha256).to_string(),
-        assurance: assurance(&bare, &evidence),
+        assurance: attestation::assurance(&public_key, evidence != Evidence::Unknown),
         public_key,
         evidence,
     })
-}
-
-/// A key is what its hardware is; and whether that is there somebody has to know.
-fn assurance(key: &PublicKey, evidence: &Evidence) -> Assurance {
-    let hardware = matches!(
-        key.algorithm(),
-        ssh_key::Algorithm::SkEd25519 | ssh_key::Algorithm::SkEcdsaSha2NistP256
-    );
-    if hardware && *evidence != Evidence::Unknown {
-        Assurance::Verified
-    } else {
-        Assurance::Software
-    }
 }
 
 fn table(people: &[store::Enrolled]) -> String {

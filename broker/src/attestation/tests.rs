@@ -17,6 +17,8 @@ use time::macros::datetime;
 
 use super::AttestationError as Refused;
 use super::*;
+use crate::people;
+use crate::statement::act::Evidence;
 
 const NOW: OffsetDateTime = datetime!(2026-01-01 12:00 UTC);
 const CHALLENGE: &[u8] = b"sixteen bytes or more, from the broker";
@@ -696,6 +698,35 @@ fn no_changed_bit_leads_to_another_good_answer() {
             }
         }
     }
+}
+
+#[test]
+fn a_key_is_enrolled_at_what_its_attestation_proves_and_the_evidence_is_kept_whole() {
+    let (maker, key) = (Maker::new(), ed25519());
+    let blob = Device::new().attest(&maker, &key);
+    let roots = maker.roots();
+    let enrol = |roots: Option<&Roots>, challenge: &[u8]| {
+        let evidence = people::attested(roots, &key, &blob, challenge, NOW)?;
+        people::new_key(&key, evidence)
+    };
+    let new = enrol(Some(&roots), CHALLENGE).unwrap();
+    assert_eq!(new.assurance, Assurance::Verified);
+    let Evidence::Attested { attestation, challenge, certificate_sha256, .. } = &new.evidence
+    else {
+        panic!("{new:?}")
+    };
+    // Whoever doubts it later can judge it again.
+    let (attestation, challenge) =
+        (STANDARD.decode(attestation).unwrap(), STANDARD.decode(challenge).unwrap());
+    let again = check(&attestation, &challenge, &key, &roots, NOW).unwrap();
+    assert_eq!(again.certificate_sha256, *certificate_sha256);
+
+    let why = enrol(Some(&roots), b"another challenge of some length").unwrap_err().to_string();
+    assert!(why.contains("bad-signature"), "{why}");
+    let why = enrol(Some(&Maker::new().roots()), CHALLENGE).unwrap_err().to_string();
+    assert!(why.contains("untrusted-certificate"), "{why}");
+    let why = enrol(None, CHALLENGE).unwrap_err().to_string();
+    assert!(why.contains("no maker's word counts here"), "{why}");
 }
 
 #[test]
