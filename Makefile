@@ -54,6 +54,7 @@ test: check check-actions build ## Check and test everything, as CI does
 check: setup ## Check form, lints, scripts, the example configuration and what its rules decide
 	@for script in scripts/*.sh .ci/run; do bash -n "$$script" || exit 1; done
 	cargo fmt --all --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@cargo run --quiet --locked --package broker -- check --config config
 	@cargo run --quiet --locked --package broker -- check --config config --cases config/cases.toml
@@ -83,6 +84,7 @@ bench: setup ## Measure what a decision costs, and how long an agent waits for a
 .PHONY: fmt
 fmt: ## Format the code
 	cargo fmt --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: sqlx
 sqlx: setup ## Describe the queries in .sqlx anew, after one or the schema has changed
