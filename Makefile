@@ -17,6 +17,16 @@ BROKERD := $(TARGET_DIR)/debug/brokerd
 HOME_DEV_DIR := $(if $(filter /root,$(HOME)),/var/lib/broker-dev,$(HOME)/.local/state/broker/dev)
 DEV_DIR := $(if $(filter /%,$(XDG_STATE_HOME)),$(XDG_STATE_HOME)/broker/dev,$(HOME_DEV_DIR))
 
+# What is fuzzed: each file there is a target. With LLVM's own instrumentation, which stable Rust has too; these are
+# the flags of `cargo fuzz run --sanitizer none`.
+FUZZ_TARGETS := $(sort $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))))
+FUZZ_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/fuzz/target)
+FUZZ_SECONDS ?= 120
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares
+
 .PHONY: help
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r target text; \
@@ -39,11 +49,13 @@ test: check check-actions build ## Check and test everything, as CI does
 	@scripts/setup.sh --sk-dummy
 	@AWS_CLI="$$(scripts/setup.sh --print-aws)" POLICY_ORACLE="$$(scripts/setup.sh --print-oracle)" \
 	    SK_DUMMY="$$(scripts/setup.sh --print-sk-dummy)" cargo test --workspace --locked
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=5
 
 .PHONY: check
 check: setup ## Check form, lints, scripts, the example configuration and what its rules decide
 	@for script in scripts/*.sh .ci/run; do bash -n "$$script" || exit 1; done
 	cargo fmt --all --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@cargo run --quiet --locked --package broker -- check --config config
 	@cargo run --quiet --locked --package broker -- check --config config --cases config/cases.toml
@@ -52,13 +64,28 @@ check: setup ## Check form, lints, scripts, the example configuration and what i
 build: setup ## Build broker and brokerd
 	cargo build --workspace --locked
 
+.PHONY: fuzz
+fuzz: setup ## Feed the readers of signatures and statements what nobody would send, FUZZ_SECONDS each
+	@RUSTFLAGS="$(FUZZ_FLAGS)" CARGO_TARGET_DIR="$(FUZZ_DIR)" \
+	    cargo build --locked --release --bins --manifest-path fuzz/Cargo.toml --target $(FUZZ_HOST)
+	@for target in $(FUZZ_TARGETS); do \
+	    echo "fuzz: $$target, $(FUZZ_SECONDS) s"; \
+	    mkdir -p "$(FUZZ_DIR)/corpus/$$target" "$(FUZZ_DIR)/found" && log="$(FUZZ_DIR)/$$target.log" && \
+	    "$(FUZZ_DIR)/$(FUZZ_HOST)/release/$$target" -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 \
+	        -max_len=16384 -dict=fuzz/json.dict -artifact_prefix="$(FUZZ_DIR)/found/$$target-" \
+	        "$(FUZZ_DIR)/corpus/$$target" "fuzz/seeds/$$target" >"$$log" 2>&1 || { tail -n 40 "$$log" >&2; exit 1; }; \
+	    sed -n '/^Done/p' "$$log"; \
+	done
+
 .PHONY: bench
-bench: setup ## Measure what a decision costs before anything is written
+bench: setup ## Measure what a decision costs, and how long an agent waits for a signature's effect
 	cargo bench --locked --package broker --bench decide
+	@ulimit -n hard && cargo bench --locked --package tests --bench waiting
 
 .PHONY: fmt
 fmt: ## Format the code
 	cargo fmt --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: sqlx
 sqlx: setup ## Describe the queries in .sqlx anew, after one or the schema has changed

@@ -253,6 +253,10 @@ has_compiler() {
     command -v cc >/dev/null &&
         printf '#include <stdlib.h>\n' | cc -x c -fsyntax-only - 2>/dev/null
 }
+has_cxx() {
+    command -v c++ >/dev/null &&
+        printf '#include <vector>\n' | c++ -x c++ -fsyntax-only - 2>/dev/null
+}
 has_venv() { python3 -I -c 'import ensurepip, venv' 2>/dev/null; }
 has_processes() { [ -x /bin/ps ] && [ -x /bin/kill ]; }
 
@@ -268,6 +272,7 @@ need() {
 needed_from_apt() {
     command -v make >/dev/null || need make "runs what the Makefile says"
     has_compiler || need "gcc libc6-dev" "C compiler and linker: Rust links with it, the TLS library is partly C"
+    has_cxx || need g++ "C++ compiler: the fuzzer is written in it"
     postgres_dir >/dev/null || need postgresql "the database: \`brokerd dev\` and the tests start private ones from its programs"
     has_venv || need python3-venv "Python environments: the AWS emulator and the AWS CLI live in one each"
     command -v ssh-keygen >/dev/null || need openssh-client "ssh-keygen: people sign with it"
