@@ -440,6 +440,21 @@ mod tests {
     }
 
     #[test]
+    fn who_may_sign_cannot_draw_on_the_screen() {
+        let mut terms = terms();
+        terms.signers.eligible = vec!["bob\u{1b}[2K\u{202e}".into()];
+        let shown = statement(&LeaseStatement::new(terms).unwrap());
+        assert!(shown.contains("1 of bob\\u{1b}[2K\\u{202e}"), "{shown}");
+    }
+
+    #[test]
+    fn a_letter_that_looks_like_nothing_is_shown_by_its_code_point() {
+        for filler in ['\u{115f}', '\u{1160}', '\u{3164}', '\u{ffa0}'] {
+            assert_eq!(words(&format!("a{filler}b")), format!("a\\u{{{:x}}}b", u32::from(filler)));
+        }
+    }
+
+    #[test]
     fn a_look_alike_in_an_identifier_is_shown_by_its_code_point() {
         assert_eq!(name("pr\u{43e}d-\u{1f600}"), "pr\\u{43e}d-\\u{1f600}");
         assert_eq!(name("x    how often"), "x \\u{20} \\u{20}how often");

@@ -235,7 +235,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// RFC 8785 with every non-ASCII character as `\uXXXX`, so that the bytes look the same on every screen.
+/// RFC 8785 with every character but printable ASCII as `\uXXXX`, so that the bytes look the same on every screen.
 pub fn canonical<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
     let text = serde_json_canonicalizer::to_string(value)?;
     let mut bytes = Vec::with_capacity(text.len());
@@ -243,6 +243,7 @@ pub fn canonical<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> 
     for character in text.chars() {
         if let Ok(ascii) = u8::try_from(character)
             && ascii.is_ascii()
+            && ascii != 0x7f
         {
             bytes.push(ascii);
         } else {
@@ -267,6 +268,11 @@ mod tests {
             assert_eq!(one.payload_type(), format!("application/vnd.broker.{name}.v1+json"));
             assert!(Meaning::ALL[..at].iter().all(|it| it.namespace() != one.namespace()));
         }
+    }
+
+    #[test]
+    fn no_control_character_is_in_the_bytes_as_it_is() {
+        assert_eq!(canonical(&"\u{7}\u{7f}").unwrap(), br#""\u0007\u007f""#);
     }
 
     #[test]

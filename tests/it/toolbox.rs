@@ -334,11 +334,12 @@ async fn enrols_a_key(agent: &Agent) {
 /// Its own token, on every documented route with every method, and in every place where a signature goes.
 async fn uses_its_token_everywhere(agent: &Agent) {
     /// What it may do: read its own, and ask.
-    const MAY: [(&str, &str); 10] = [
+    const MAY: [(&str, &str); 11] = [
         ("GET", "/v1/leases"),
         ("POST", "/v1/leases"),
         ("GET", "/v1/leases/{id}"),
         ("GET", "/v1/leases/{id}/statement"),
+        ("GET", "/v1/leases/{id}/approval"),
         ("POST", "/v1/login/nonce"),
         ("GET", "/v1/scopes"),
         ("POST", "/v1/explain"),
@@ -357,6 +358,9 @@ async fn uses_its_token_everywhere(agent: &Agent) {
             production_write(),
             json!({}),
             signature.clone(),
+            json!({ "kind": "task-start", "agent": "mine", "task": "x", "ttl_seconds": 3600 }),
+            json!({ "kind": "revoke-key", "fingerprint": broker.bob.fingerprint() }),
+            json!({ "id": agent.write, "decision": "approve", "signature": token }),
             json!({ "nonce": token, "signature": token }),
             json!({ "state": "approved" }),
         ];

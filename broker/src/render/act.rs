@@ -42,7 +42,8 @@ pub fn act(sealed: &ActStatement) -> String {
         }
         Act::AdminChange(change) => change_lines(change, &mut lines),
     }
-    lines.push(("needs", format!("1 of {}", terms.signers.eligible.join(", "))));
+    let eligible: Vec<_> = terms.signers.eligible.iter().map(|it| name(it)).collect();
+    lines.push(("needs", format!("1 of {}", eligible.join(", "))));
     lines.push(("sign by", at(terms.sign_by)));
     if 0 < terms.cool_down_seconds {
         let wait = span(terms.cool_down_seconds);

@@ -94,7 +94,7 @@ async fn approvals(pool: &PgPool, id: LeaseId) -> Result<Vec<Approval>> {
 /// Claims an approved lease for `agent`: one compare-and-swap. `None` when it may not be claimed, whatever the reason.
 ///
 /// It checks again that the task lives, that nothing is frozen, and that as many active people with unrevoked keys
-/// have approved as are needed. Of several claims of a signed lease, one wins, once.
+/// have approved as are needed: once it holds the lease, so that what was committed while it waited is seen. Of several claims of a signed lease, one wins, once.
 pub async fn claim(
     pool: &PgPool,
     scribe: &Scribe,
@@ -111,15 +111,21 @@ pub async fn claim(
         scribe.body(EventType::SessionIssuing, Actor::Agent(&agent.name), subject, detail, now);
     let row = sqlx::query!(
         r#"
-        with claimed as (
-            update lease l set claimed_at = coalesce(l.claimed_at, $4)
+        with held as materialized (
+            select l.* from lease l
              where l.id = $1 and l.agent = $2 and l.sponsor = $3
                and (l.state = 'approved' and (l.claimed_at is not null or $4 <= l.claim_by) or l.state = 'issued')
                and (l.signatures_needed = 0 or l.claimed_at is null)
                and (l.ends_at is null or $4 < l.ends_at)
-               and l.task_id = $5 and task_is_live(l.task_id, l.agent, l.sponsor, $4)
-               and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
-               and has_its_approvals(l.id, l.signatures_needed)
+               and l.task_id = $5
+               for update
+        ), may as materialized (
+            select h.id from held h
+             where task_is_live(h.task_id, h.agent, h.sponsor, $4)
+               and not is_frozen(h.agent, h.sponsor, h.scope, h.environment)
+               and has_its_approvals(h.id, h.signatures_needed)
+        ), claimed as (
+            update lease l set claimed_at = coalesce(l.claimed_at, $4) from may where l.id = may.id
             returning l.id, l.signatures_needed > 0 as signed
         ), minting as (
             insert into session (id, lease_id, signed, state, session_name, claimed_at)
@@ -209,13 +215,13 @@ pub async fn settle(
                 scribe.body(EventType::LeaseIssued, actor, subject, detail.clone(), now);
             let settled = sqlx::query!(
                 r#"
-                with held as materialized (
-                    select l.id, l.state from lease l
-                     where l.id = $1 and l.state in ('approved', 'issued')
-                       and task_is_live(l.task_id, l.agent, l.sponsor, $3)
+                with locked as materialized (
+                    select l.* from lease l where l.id = $1 and l.state in ('approved', 'issued') for update
+                ), held as materialized (
+                    select l.id, l.state from locked l
+                     where task_is_live(l.task_id, l.agent, l.sponsor, $3)
                        and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
                        and has_its_approvals(l.id, l.signatures_needed)
-                       for update
                 ), settled as (
                     update session s set state = 'live', settled_at = $3, access_key_id = $4, expires_at = $5,
                                          deliveries = 1, last_delivered_at = $3
@@ -359,13 +365,17 @@ pub async fn redeliver(
     );
     let row = sqlx::query!(
         r#"
-        with delivered as (
+        with held as materialized (
+            select l.* from lease l
+             where l.id = $2 and l.agent = $4 and l.sponsor = $5 and l.state = 'issued' and $3 < l.ends_at and l.task_id = $6
+               for update
+        ), may as materialized (
+            select h.id from held h
+             where task_is_live(h.task_id, h.agent, h.sponsor, $3)
+               and not is_frozen(h.agent, h.sponsor, h.scope, h.environment)
+        ), delivered as (
             update session s set deliveries = s.deliveries + 1, last_delivered_at = $3
-              from lease l
-             where s.id = $1 and s.lease_id = $2 and s.state = 'live' and $3 < s.expires_at
-               and l.id = s.lease_id and l.agent = $4 and l.sponsor = $5 and l.state = 'issued' and $3 < l.ends_at
-               and l.task_id = $6 and task_is_live(l.task_id, l.agent, l.sponsor, $3)
-               and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
+              from may where s.id = $1 and s.lease_id = may.id and s.state = 'live' and $3 < s.expires_at
             returning s.id
         )
         select append_event($7) as seq from delivered
