@@ -54,6 +54,8 @@ create unique index act_signed_once on act_signature (act_id) where decision = '
 
 -- What let it happen; null for what an operator set up, before there were two admins.
 alter table task add started_by uuid unique references act;
+create index task_by_agent on task (agent, started_at desc);
+create index task_by_sponsor on task (sponsor) where ended_at is null;
 alter table person_key add enrolled_by uuid references act;
 
 -- Set once, when the second admin has a key. From then on people and keys change by signed acts alone.
@@ -400,14 +402,14 @@ comment on column people.keys is 'how many keys of theirs are good';
 comment on column people.can_sign_for_production is 'whether one of them is of assurance verified';
 
 create view enrolled_keys as
-    select k.fingerprint, k.person, split_part(k.public_key, ' ', 1) as kind, k.assurance, k.evidence, k.enrolled_at,
+    select k.fingerprint, k.person, case when k.public_key like '{%' then 'passkey' else split_part(k.public_key, ' ', 1) end as kind, k.assurance, k.evidence, k.enrolled_at,
            k.enrolled_by, g.person as approved_by, k.revoked_at
       from person_key k left join act_signature g on g.act_id = k.enrolled_by and g.decision = 'approve';
 
 comment on view enrolled_keys is 'Every key that ever counted, and why.';
-comment on column enrolled_keys.fingerprint is 'the key, as ssh-keygen -l prints it';
+comment on column enrolled_keys.fingerprint is 'the key, as ssh-keygen -l prints it; of a passkey, that of its credential id';
 comment on column enrolled_keys.person is 'whose it is';
-comment on column enrolled_keys.kind is 'its kind in OpenSSH''s words';
+comment on column enrolled_keys.kind is 'its kind in OpenSSH''s words, or passkey';
 comment on column enrolled_keys.assurance is 'how sure we are of the hand that uses it';
 comment on column enrolled_keys.evidence is 'how that is known';
 comment on column enrolled_keys.enrolled_at is 'from when on it counts';

@@ -4,7 +4,7 @@ use axum::http::{Method, StatusCode};
 use broker::lease::LeaseId;
 use broker::statement::Meaning;
 use serde_json::json;
-use tests::keys::Key;
+use tests::keys::{Key, SoftPasskey};
 use tests::sts::{FakeSts, Mood};
 use tests::{Answer, Setup, TestBroker, enrol, production_write};
 use time::Duration;
@@ -492,4 +492,58 @@ async fn whoever_waits_for_a_signature_hears_of_it_at_once() {
     assert_eq!(signed.status, StatusCode::OK);
     assert_eq!(waited.expect("long before the thirty seconds").body["state"], "approved");
     watching.abort();
+}
+
+#[tokio::test]
+async fn a_passkey_signs_as_a_key_does_and_only_on_the_brokers_own_page() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::new(Setup { software_keys: false, ..Setup::fake(&sts) }).await;
+    let enrol = async |passkey: &SoftPasskey, assurance: &str| {
+        let enrolled = passkey.enrolled();
+        let sql = "insert into person_key (fingerprint, person, public_key, assurance, evidence, enrolled_at) values ($1, 'bob', $2, $3, 'a test', '2026-01-01')
+                   on conflict (fingerprint) do update set public_key = excluded.public_key, assurance = excluded.assurance";
+        let row = sqlx::query(sql).bind(enrolled.fingerprint()).bind(enrolled.to_text());
+        row.bind(assurance).execute(&broker.database.owner).await.unwrap();
+    };
+    let mut passkey = SoftPasskey::new(false);
+    enrol(&passkey, "verified").await;
+    // What destroys asks for `verified`.
+    let mut body = production_write();
+    (body["scope"], body["actions"]) = (json!("prod-destructive"), json!(["s3:DeleteObject"]));
+    let id = broker.post("/v1/leases", body).await.id();
+    let statement = broker.statement(id).await;
+    let approve = async |passkey: &SoftPasskey, meaning: Meaning| {
+        broker.send_signature(id, "approve", &passkey.sign(meaning, &statement)).await
+    };
+    for meaning in Meaning::ALL.iter().filter(|it| **it != Meaning::LeaseApproval) {
+        rejected(&approve(&passkey, *meaning).await, "not-this-statement");
+    }
+    rejected(
+        &approve(&SoftPasskey::new(false), Meaning::LeaseApproval).await,
+        "not-this-statement",
+    );
+    for origin in ["http://localhost:2", "https://localhost:1", "http://evil.localhost:1"] {
+        passkey.origin = origin.to_owned();
+        rejected(&approve(&passkey, Meaning::LeaseApproval).await, "wrong-origin");
+    }
+    passkey.origin = "http://localhost:1".to_owned();
+    for (flags, why) in [(0x04, "not-touched"), (0x01, "not-verified"), (0x0d, "backup-state")] {
+        passkey.flags = flags;
+        rejected(&approve(&passkey, Meaning::LeaseApproval).await, why);
+    }
+    // One that may leave its device, whatever somebody wrote down of its assurance.
+    let synced = SoftPasskey::new(true);
+    enrol(&synced, "verified").await;
+    rejected(&approve(&synced, Meaning::LeaseApproval).await, "synced");
+    assert_eq!((broker.state(id).await.as_str(), sts.calls()), ("pending", 0));
+
+    let passkey = SoftPasskey::new(false);
+    enrol(&passkey, "verified").await;
+    let approved = approve(&passkey, Meaning::LeaseApproval).await;
+    assert_eq!(approved.status, StatusCode::OK, "{}", approved.body);
+    assert_eq!(
+        broker.claim(id).await.status,
+        StatusCode::OK,
+        "and it is verified anew at the claim"
+    );
 }

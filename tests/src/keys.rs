@@ -6,9 +6,10 @@ use std::process::{Child, Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use broker::lease::Decision;
 use broker::statement::Meaning;
-use broker::verify::SK_APPLICATION;
+use broker::verify::{Passkey, SK_APPLICATION};
 use ed25519_dalek::{Signer, SigningKey};
 use sha2::{Digest, Sha256};
 use ssh_key::private::{Ed25519Keypair, KeypairData};
@@ -304,5 +305,57 @@ impl Drop for SshAgent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A passkey of this broker's page, in software: it says of the human and of its copies whatever it is told to.
+pub struct SoftPasskey {
+    secret: SigningKey,
+    /// Where its holder thinks that they are.
+    pub origin: String,
+    /// User present 0x01, user verified 0x04, may be backed up 0x08, is 0x10.
+    pub flags: u8,
+    synced: bool,
+}
+
+impl SoftPasskey {
+    const ID: &[u8] = b"a credential id of a test";
+
+    pub fn new(synced: bool) -> Self {
+        let flags = if synced { 0x1d } else { VERIFIED };
+        let origin = "http://localhost:1".to_owned();
+        Self { secret: Key::new(false).secret, origin, flags, synced }
+    }
+
+    /// As it is enrolled.
+    pub fn enrolled(&self) -> Passkey {
+        // RFC 8410: the algorithm's identifier, then the key.
+        let mut spki = hex::decode("302a300506032b6570032100").expect("hex");
+        spki.extend_from_slice(&self.secret.verifying_key().to_bytes());
+        Passkey::new(Self::ID.to_vec(), spki, "localhost".to_owned(), self.synced)
+            .expect("a passkey")
+    }
+
+    /// What the page sends: an assertion over `body` that means `meaning`.
+    pub fn sign(&self, meaning: Meaning, body: &[u8]) -> String {
+        let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(meaning.message(body)));
+        let client_data = serde_json::json!({
+            "type": "webauthn.get", "challenge": challenge, "origin": self.origin, "crossOrigin": false,
+        })
+        .to_string();
+        let mut data = Sha256::digest("localhost").to_vec();
+        data.extend_from_slice(&[self.flags, 0, 0, 0, 7]);
+        let mut signed = data.clone();
+        signed.extend_from_slice(&Sha256::digest(&client_data));
+        let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        serde_json::json!({
+            "id": encode(Self::ID), "rawId": encode(Self::ID), "type": "public-key",
+            "response": {
+                "clientDataJSON": encode(client_data.as_bytes()),
+                "authenticatorData": encode(&data),
+                "signature": encode(&self.secret.sign(&signed).to_bytes()),
+            },
+        })
+        .to_string()
     }
 }
