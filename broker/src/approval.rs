@@ -21,7 +21,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::lease::{Assurance, Decision, LeaseId, LeaseState, Tier};
 use crate::statement::act::{Act, ActStatement, Change, NewKey, is_name};
-use crate::statement::{LeaseStatement, LeaseTerms, Meaning, canonical};
+use crate::statement::{LeaseStatement, LeaseTerms, Meaning, canonical, pre_authentication};
 use crate::verify::{
     Demand, EnrolledKey, Rejection, Signer, Touch, UnverifiedSignature, check_signature,
     check_signer,
@@ -195,18 +195,12 @@ pub fn seal(
     sign: impl FnOnce(&[u8]) -> [u8; 64],
 ) -> Result<Envelope, serde_json::Error> {
     let payload = canonical(export)?;
-    let sig = STANDARD.encode(sign(&pre_authentication(&payload)));
+    let sig = STANDARD.encode(sign(&pre_authentication(PAYLOAD_TYPE, &payload)));
     Ok(Envelope {
         payload: STANDARD.encode(payload),
         payload_type: PAYLOAD_TYPE.to_owned(),
         signatures: vec![Seal { keyid: export.instance_key.thumbprint(), sig }],
     })
-}
-
-/// DSSE's pre-authentication encoding (secure-systems-lab/dsse, `protocol.md` v1).
-fn pre_authentication(payload: &[u8]) -> Vec<u8> {
-    let head = format!("DSSEv1 {} {PAYLOAD_TYPE} {} ", PAYLOAD_TYPE.len(), payload.len());
-    [head.as_bytes(), payload].concat()
 }
 
 /// Why a file is not valid. Each has a stable code.
@@ -451,7 +445,7 @@ fn open(file: &[u8]) -> Result<(Export, String), Fault> {
     }
     let signature = decode(&seal.sig)?.try_into().map_err(|_| Fault::SealBroken)?;
     let signature = ed25519_dalek::Signature::from_bytes(&signature);
-    let message = pre_authentication(&payload);
+    let message = pre_authentication(PAYLOAD_TYPE, &payload);
     key.verify_strict(&message, &signature).map_err(|_| Fault::SealBroken)?;
     Ok((export, seal.keyid.clone()))
 }

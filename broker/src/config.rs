@@ -467,6 +467,15 @@ mod tests {
     }
 
     #[test]
+    fn a_software_key_is_never_enough_for_an_act_of_authority() {
+        for name in ["start_task", "thaw", "change_people"] {
+            let with = |word: &str| settings(&format!("{GOOD}[authority]\n{name} = \"{word}\"\n"));
+            assert!(with("software").unwrap_err().contains("[authority] asks for"), "{name}");
+            assert!(with("present").is_ok(), "{name}");
+        }
+    }
+
+    #[test]
     fn a_budget_keeps_its_defaults_beside_what_is_written_and_is_never_zero() {
         let written = settings(&format!(
             "{GOOD}[limits]\nsign_within = \"1h\"\n[limits.sponsor]\nlive_leases = 3\n[limits.task]\nscopes_per_hour = 2\n"

@@ -18,6 +18,8 @@ use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use crate::statement::Issuer;
+
 /// A reading session lasts this long.
 const LOGIN_TTL: Duration = Duration::hours(1);
 /// A person has this long to sign a nonce.
@@ -171,6 +173,11 @@ impl Tokens {
     /// Signs bytes with the instance's key. They begin with what they are, so that none is ever a token.
     pub fn sign_bytes(&self, bytes: &[u8]) -> [u8; 64] {
         self.key.sign(bytes).to_bytes()
+    }
+
+    /// Who we are, in what people sign.
+    pub fn issuer(&self) -> Issuer {
+        Issuer { origin: self.origin.clone(), instance_key: self.key_id.clone() }
     }
 
     pub fn task_token(&self, task: TaskGrant<'_>, now: OffsetDateTime) -> SecretString {

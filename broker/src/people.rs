@@ -18,10 +18,10 @@ use crate::audit::Scribe;
 use crate::broker::{nonce, whole_microseconds};
 use crate::config::Config;
 use crate::identity::Tokens;
+use crate::statement::Signers;
 use crate::statement::act::{
     ADMINS, Act, ActStatement, ActTerms, Change, Evidence, NewKey, NewPerson,
 };
-use crate::statement::{Issuer, Signers};
 use crate::store;
 
 /// How long a change waits for an admin's signature.
@@ -241,12 +241,7 @@ async fn propose(
     );
     let cool_down = if change.cools_down() { settings.cool_down() } else { Duration::ZERO };
     let terms = ActTerms {
-        broker: Issuer {
-            origin: settings.origin.clone(),
-            instance_key: Tokens::load(&settings.instance_key, &settings.origin)?
-                .key_id()
-                .to_owned(),
-        },
+        broker: Tokens::load(&settings.instance_key, &settings.origin)?.issuer(),
         id: Uuid::now_v7(),
         act: Act::AdminChange(change),
         proposed_by: None,

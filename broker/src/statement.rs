@@ -68,13 +68,16 @@ impl Meaning {
         }
     }
 
-    /// The bytes that are signed: DSSE's pre-authentication encoding (secure-systems-lab/dsse, protocol.md v1).
+    /// The bytes that are signed.
     pub fn message(self, body: &[u8]) -> Vec<u8> {
-        let kind = self.payload_type();
-        let mut message = format!("DSSEv1 {} {kind} {} ", kind.len(), body.len()).into_bytes();
-        message.extend_from_slice(body);
-        message
+        pre_authentication(self.payload_type(), body)
     }
+}
+
+/// DSSE's pre-authentication encoding of a payload and its type (secure-systems-lab/dsse, `protocol.md` v1).
+pub fn pre_authentication(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+    let head = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len());
+    [head.as_bytes(), payload].concat()
 }
 
 impl From<Decision> for Meaning {

@@ -87,7 +87,8 @@ pub struct Lease {
     /// Who may sign; empty when nobody has to.
     pub eligible_signers: Vec<String>,
     pub signatures: Vec<Signature>,
-    /// First 40 bits of the statement's SHA-256; the signer sees the same.
+    /// First 40 bits of the statement's SHA-256; the signer sees the same. What destroys has it for its agent alone, who
+    /// tells the signer.
     pub short_code: Option<String>,
     pub sessions: Vec<Session>,
     /// What to do next, in one sentence, when there is something to do.

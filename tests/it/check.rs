@@ -139,6 +139,24 @@ async fn a_change_says_what_it_loosens_and_a_stricter_one_says_nothing() {
             "[home]: arn:aws:s3:::broker-* is no longer the broker's own",
         ),
         (
+            "broker.toml",
+            "# [authority] ",
+            "[authority]\nchange_people = \"present\"\n# ",
+            "[authority]: change_people is present, was verified",
+        ),
+        (
+            "broker.toml",
+            "# [authority] ",
+            "[authority]\ncool_down = \"1h\"\n# ",
+            "[authority]: cool_down is 1h, was 1day",
+        ),
+        (
+            "broker.toml",
+            "# [authority] ",
+            "[authority]\nlongest_task = \"2days\"\n# ",
+            "[authority]: longest_task is 2days, was 8h",
+        ),
+        (
             "policies/agents.cedar",
             "principal is Agent",
             "principal",

@@ -165,7 +165,7 @@ fn idle_bit(text: &str) -> String {
 fn a_payload_in_another_spelling_is_not_valid_though_its_seal_is() {
     let payload = String::from_utf8(canonical(&export(&instance())).unwrap()).unwrap();
     let same = |spelling: &str| {
-        let signature = instance().sign(&pre_authentication(spelling.as_bytes()));
+        let signature = instance().sign(&pre_authentication(PAYLOAD_TYPE, spelling.as_bytes()));
         let keyid = Jwk::of(instance().verifying_key().to_bytes()).thumbprint();
         Envelope {
             payload: STANDARD.encode(spelling),

@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 use crate::identity::{Caller, TaskGrant};
 use crate::lease::{Decision, FreezeKind};
 use crate::policy::{self, AgentFacts, PersonFacts, Ruling, Target, Who};
+use crate::statement::Signers;
 use crate::statement::act::{
     ADMINS, Act, ActState, ActStatement, ActTerms, Change, TaskStart, Thaw, is_line, is_name,
 };
-use crate::statement::{Issuer, Signers};
 use crate::store::{self, Counted, FindActs, NewActSignature};
 use crate::verify::act::{ActSigner, check_act_signer};
 use crate::verify::{Demand, Rejection, UnverifiedSignature, check_signature};
@@ -83,7 +83,7 @@ impl Broker {
             }
         };
         let terms = ActTerms {
-            broker: self.as_issuer(),
+            broker: self.tokens.issuer(),
             id: Uuid::now_v7(),
             act,
             proposed_by: Some(me.handle.clone()),
@@ -104,14 +104,6 @@ impl Broker {
         let statement = ActStatement::new(terms)?;
         store::propose(&self.pool, &self.scribe, &statement).await?;
         self.find_act(statement.terms().id).await
-    }
-
-    /// Who we are, in what people sign.
-    pub(super) fn as_issuer(&self) -> Issuer {
-        Issuer {
-            origin: self.config.settings.origin.clone(),
-            instance_key: self.tokens.key_id().to_owned(),
-        }
     }
 
     /// What may still come to something and concerns the caller.

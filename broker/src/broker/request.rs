@@ -268,7 +268,7 @@ impl Broker {
     ) -> Result<LeaseStatement> {
         let origin = &self.config.settings.origin;
         let terms = LeaseTerms {
-            broker: self.as_issuer(),
+            broker: self.tokens.issuer(),
             lease_id: id,
             agent: AgentTerms { name: agent.name.clone(), issuer: origin.clone() },
             sponsor: agent.sponsor.clone(),

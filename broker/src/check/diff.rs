@@ -178,6 +178,23 @@ fn compare_settings(old: &Config, new: &Config, lines: &mut Vec<String>) {
             lines.push(format!("{what} is {after}, was {before}"));
         }
     }
+    let authority = |it: &Settings| {
+        let it = &it.authority;
+        [("start_task", it.start_task), ("thaw", it.thaw), ("change_people", it.change_people)]
+    };
+    for ((what, was), (_, is)) in authority(before).into_iter().zip(authority(after)) {
+        if is < was {
+            lines.push(format!("[authority]: {what} is {is}, was {was}"));
+        }
+    }
+    let (was, is) = (&before.authority, &after.authority);
+    if is.cool_down < was.cool_down {
+        lines.push(format!("[authority]: cool_down is {}, was {}", is.cool_down, was.cool_down));
+    }
+    if was.longest_task < is.longest_task {
+        let (was, is) = (was.longest_task, is.longest_task);
+        lines.push(format!("[authority]: longest_task is {is}, was {was}"));
+    }
     let was: BTreeMap<_, _> = before.limits.numbers().into_iter().collect();
     for (what, limit) in after.limits.numbers() {
         if let Some(was) = was.get(&what).filter(|it| **it < limit) {
