@@ -25,6 +25,20 @@ create table act (
             ((doc ->> 'id')::uuid, doc -> 'act' ->> 'kind', doc ->> 'proposed_by')
         and (proposed_at, sign_by) is not distinct from
             ((doc ->> 'proposed_at')::timestamptz, (doc ->> 'sign_by')::timestamptz)),
+    -- What the guards below read has to be there: nothing is decided by a null.
+    constraint doc_is_whole check (
+        jsonb_typeof(doc -> 'signers' -> 'eligible') = 'array'
+        and (doc -> 'signers' ->> 'assurance') in ('software', 'present', 'verified')
+        and (doc ->> 'cool_down_seconds')::integer >= 0
+        and (doc ->> 'cool_down_seconds') is not null
+        and (doc -> 'signers' ->> 'assurance') is not null
+        and case kind
+                when 'task-start' then (doc -> 'act' ->> 'sponsor', doc -> 'act' ->> 'agent', doc -> 'act' ->> 'ttl_seconds') is not null
+                when 'thaw' then (doc -> 'act' ->> 'freeze_id') is not null
+                else coalesce(doc -> 'act' ->> 'handle', doc -> 'act' -> 'person' ->> 'handle') is not null
+                     and coalesce(doc -> 'act' ->> 'change', '') in
+                         ('add-person', 'set-groups', 'disable-person', 'enable-person', 'enrol-key', 'revoke-key')
+            end),
     check ((signed_at is null) = (effective_at is null)),
     check (state not in ('signed', 'done', 'failed') or signed_at is not null),
     check ((state in ('proposed', 'signed')) = (ended_at is null)),
@@ -46,7 +60,8 @@ create table act_signature (
     verified    boolean,
     reason      text        check (length(reason) <= 1000),
     signed_at   timestamptz not null,
-    primary key (act_id, person),
+    -- Whoever approved may think again, until it is done.
+    primary key (act_id, person, decision),
     foreign key (fingerprint, person) references person_key (fingerprint, person)
 );
 -- One signature does it.
@@ -67,6 +82,8 @@ create table bootstrap (
 create function bootstrap_ends() returns trigger
 language plpgsql set search_path = pg_catalog, public, pg_temp as $$
 begin
+    -- Two at once would each see one admin.
+    lock table bootstrap in share row exclusive mode;
     if 2 <= (select count(distinct p.handle) from person p join person_key k on k.person = p.handle where 'admins' = any (p.groups)) then
         insert into bootstrap (over_at) values (clock_timestamp()) on conflict do nothing;
     end if;
@@ -164,13 +181,14 @@ begin
     end if;
     -- Of the old row: generated columns of the new one are not there yet.
     if new.state = 'signed' and old.state = 'proposed'
-       and (new.effective_at < new.signed_at + make_interval(secs => (old.doc ->> 'cool_down_seconds')::integer)
-            or not exists (select from act_signature g where g.act_id = new.id and g.decision = 'approve')
+       and ((new.effective_at >= new.signed_at + make_interval(secs => (old.doc ->> 'cool_down_seconds')::integer)) is not true
+            or not exists (select from act_signature g
+                            where g.act_id = new.id and g.decision = 'approve' and g.signed_at = new.signed_at)
             or exists (select from act_signature g where g.act_id = new.id and g.decision = 'refuse')) then
         raise exception 'act % is not signed', old.id using errcode = 'integrity_constraint_violation';
     end if;
     -- apply_act() runs as the owner.
-    if new.state = 'done' and old.state <> 'done' and current_user = 'broker_app' then
+    if new.state = 'done' and old.state <> 'done' and current_user <> 'broker_owner' then
         raise exception 'an act is done by doing it' using errcode = 'integrity_constraint_violation';
     end if;
     return new;
@@ -226,7 +244,8 @@ begin
                       and (k.revoked_at is null or new.signed_at < k.revoked_at)) then
         raise exception 'the key of % is not good', new.person using errcode = 'integrity_constraint_violation';
     end if;
-    if array_position('{software,present,verified}'::text[], new.assurance)
+    -- To stop something a weaker key will do.
+    if new.decision = 'approve' and array_position('{software,present,verified}'::text[], new.assurance)
        < array_position('{software,present,verified}'::text[], a.doc -> 'signers' ->> 'assurance') then
         raise exception 'the key of % is too weak for act %', new.person, a.id using errcode = 'integrity_constraint_violation';
     end if;
@@ -248,7 +267,8 @@ declare
 begin
     select * into strict a from act where id = act_id for update;
     terms := a.doc -> 'act';
-    if a.state <> 'signed' or at < a.effective_at then
+    -- The caller's clock is not this one, but a cool-down is not the caller's to end.
+    if a.state <> 'signed' or (at between a.effective_at and clock_timestamp() + interval '1 minute') is not true then
         raise exception 'act % is not due', a.id using errcode = 'integrity_constraint_violation';
     end if;
     -- Who signed must still be good: a key that is revoked in the cool-down was stolen before.
@@ -291,7 +311,9 @@ begin
            and ('admins' = any (p.groups)) = (terms ->> 'was_admin')::boolean;
         get diagnostics changed = row_count;
     elsif terms ->> 'change' = 'enable-person' then
-        update person set disabled_at = null where handle = terms ->> 'handle' and disabled_at is not null;
+        select coalesce(array_agg(it), '{}') into strings from jsonb_array_elements_text(terms -> 'groups') as it;
+        update person p set disabled_at = null
+         where p.handle = terms ->> 'handle' and p.disabled_at is not null and p.groups @> strings and p.groups <@ strings;
         get diagnostics changed = row_count;
     elsif terms ->> 'change' = 'revoke-key' then
         update person_key set revoked_at = at
@@ -315,11 +337,20 @@ begin
     -- A key is revoked whatever follows; nothing else may leave nobody who could change people.
     if a.kind = 'admin-change' and terms ->> 'change' <> 'revoke-key'
        and not exists (select from person p join person_key k on k.person = p.handle
-                        where 'admins' = any (p.groups) and p.disabled_at is null and k.revoked_at is null) then
+                        where 'admins' = any (p.groups) and p.disabled_at is null and k.revoked_at is null
+                          and array_position('{software,present,verified}'::text[], k.assurance)
+                              >= array_position('{software,present,verified}'::text[], a.doc -> 'signers' ->> 'assurance')) then
         raise exception 'after act % nobody could change people', a.id using errcode = 'BR001';
     end if;
     perform set_config('broker.act', '', true);
 end
+$$;
+
+-- Whoever holds a sponsor's row has every new request of their agents wait: see admit().
+create function hold_sponsor(sponsor text) returns void
+language sql security definer set search_path = pg_catalog, public, pg_temp
+as $$
+    select from public.person p where p.handle = sponsor for no key update;
 $$;
 
 create trigger task_guard before update on task for each row execute function task_guard();
@@ -358,7 +389,7 @@ grant select, insert on act, act_signature to broker_app;
 grant update (state, signed_at, effective_at, ended_at, end_reason) on act to broker_app;
 grant update (ended_at) on task to broker_app;
 -- The generated column of `act` is computed as whoever writes it.
-grant execute on function apply_act(uuid, timestamptz), event_doc(bytea) to broker_app;
+grant execute on function apply_act(uuid, timestamptz), event_doc(bytea), hold_sponsor(text) to broker_app;
 
 create view act_history as
     select a.id, a.kind, coalesce(a.doc -> 'act' ->> 'handle', a.doc -> 'act' -> 'person' ->> 'handle', a.doc -> 'act' ->> 'sponsor') as about,

@@ -406,7 +406,13 @@ pub fn verify(file: &[u8], pin: Option<&str>) -> Result<Verified, Vec<Finding>> 
             find(Fault::Twice, person);
         }
         if let Some(enrolment) = &signature.key.enrolled_by
-            && let Err(fault) = check_enrolment(enrolment, signature, terms)
+            && let Err(fault) = check_enrolment(
+                &signature.key,
+                &signature.person,
+                enrolment,
+                &signer_of(enrolment),
+                &terms.broker.origin,
+            )
         {
             find(fault, person);
         }
@@ -545,8 +551,17 @@ fn check_state(export: &Export, terms: &LeaseTerms) -> Result<(), Fault> {
     if in_order && !late && fits && ended && claim_by { Ok(()) } else { Err(Fault::State) }
 }
 
-/// Whether an admin's change enrolled just this key for just this person, in time.
-fn check_enrolment(it: &Enrolment, signature: &Signature, lease: &LeaseTerms) -> Result<(), Fault> {
+/// Whether an admin's signature stands behind the enrolment of `person`'s `key` at the broker of `origin`. `signer` is
+/// the admin's key.
+///
+/// Not the instance's key, which may have been renewed since: that is on the broker's word.
+pub fn check_enrolment(
+    key: &Key,
+    person: &str,
+    it: &Enrolment,
+    signer: &EnrolledKey,
+    origin: &str,
+) -> Result<(), Fault> {
     let bytes = STANDARD.decode(&it.statement).map_err(|_| Fault::EnrolmentStatement)?;
     let statement = ActStatement::from_bytes(bytes).map_err(|_| Fault::EnrolmentStatement)?;
     let terms = statement.terms();
@@ -555,12 +570,11 @@ fn check_enrolment(it: &Enrolment, signature: &Signature, lease: &LeaseTerms) ->
     else {
         return Err(Fault::EnrolmentStatement);
     };
-    let key = &signature.key;
     let same = (new.public_key == key.public_key, new.fingerprint == key.fingerprint);
-    if handle != signature.person
+    if handle != person
         || same != (true, true)
         || new.assurance != key.assurance
-        || terms.broker != lease.broker
+        || terms.broker.origin != origin
     {
         return Err(Fault::EnrolmentOfAnother);
     }
@@ -575,23 +589,22 @@ fn check_enrolment(it: &Enrolment, signature: &Signature, lease: &LeaseTerms) ->
     {
         return Err(Fault::EnrolmentTime);
     }
-    let demand = Demand {
-        meaning,
-        body: statement.bytes(),
-        origin: &terms.broker.origin,
-        assurance: terms.signers.assurance,
-    };
-    // The file does not follow the signer's own key: only its touch shows here.
-    let signer = EnrolledKey {
-        public_key: it.public_key.clone(),
-        assurance: terms.signers.assurance,
-        enrolled_at: it.signed_at,
-        revoked_at: None,
-    };
+    let demand =
+        Demand { meaning, body: statement.bytes(), origin, assurance: terms.signers.assurance };
     UnverifiedSignature::parse(&it.signature)
-        .and_then(|parsed| check_signature(&parsed, &signer, demand, it.signed_at))
+        .and_then(|parsed| check_signature(&parsed, signer, demand, it.signed_at))
         .map(|_| ())
         .map_err(Fault::EnrolmentSignature)
+}
+
+/// The admin's key, as far as a file tells of it: only its touch shows there.
+fn signer_of(it: &Enrolment) -> EnrolledKey {
+    EnrolledKey {
+        public_key: it.public_key.clone(),
+        assurance: Assurance::Verified,
+        enrolled_at: it.signed_at,
+        revoked_at: None,
+    }
 }
 
 /// Whose key an act enrols, and which.

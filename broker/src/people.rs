@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use sqlx::PgConnection;
+use ssh_key::public::KeyData;
 use ssh_key::{HashAlg, PublicKey};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -23,6 +24,7 @@ use crate::statement::act::{
     ADMINS, Act, ActStatement, ActTerms, Change, Evidence, NewKey, NewPerson,
 };
 use crate::store;
+use crate::verify::SK_APPLICATION;
 
 /// How long a change waits for an admin's signature.
 const SIGN_WITHIN: Duration = Duration::days(7);
@@ -149,8 +151,9 @@ pub async fn run(
             Change::DisablePerson { handle: handle.clone(), was_admin }
         }
         Command::Enable { handle } => {
-            ensure!(person(handle)?.disabled, "{handle} is not disabled");
-            Change::EnablePerson { handle: handle.clone() }
+            let person = person(handle)?;
+            ensure!(person.disabled, "{handle} is not disabled");
+            Change::EnablePerson { handle: handle.clone(), groups: person.groups.clone() }
         }
         Command::EnrolKey { handle, key } => {
             person(handle)?;
@@ -273,6 +276,16 @@ impl KeyArgs {
         let public = PublicKey::from_openssh(text.trim()).with_context(|| {
             format!("{} is not an SSH public key: name the .pub file", path.display())
         })?;
+        let application = match public.key_data() {
+            KeyData::SkEd25519(key) => key.application(),
+            KeyData::SkEcdsaSha2NistP256(key) => key.application(),
+            _ => SK_APPLICATION,
+        };
+        ensure!(
+            application == SK_APPLICATION,
+            "{} was made for {application:?} and could never sign here: make one with `-O application={SK_APPLICATION}`",
+            path.display()
+        );
         let evidence = match (&self.attestation, &self.challenge) {
             (Some(attestation), Some(challenge)) => {
                 let roots = config.attestation_roots.as_ref();

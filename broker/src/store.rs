@@ -28,7 +28,7 @@ pub use self::act::{
     end_task, finish_act, is_sponsor_of, last_sponsor, open_drafts, owner_of_key, propose,
     sign_act, standing_freeze,
 };
-pub use self::approval::approval;
+pub use self::approval::{approval, enrolment};
 pub use self::budget::{Admission, Exceeded, Used, admission, tell_exceeded, usage};
 pub use self::claim::{
     Approval, Claimable, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,

@@ -1,8 +1,8 @@
 //! Acts of authority beside the decision about a lease: a person has a statement drawn up, reads it, and signs.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::Permissions;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use broker::statement::act::{ActState, ActStatement};
 use broker::wire::{Act, ActList, ActRequest, ActSignature, EndedTask, SignedAct, WhoAmI};
 use clap::{Args, Subcommand};
 use serde_json::json;
+use tempfile::NamedTempFile;
 use uuid::Uuid;
 
 use crate::client::Client;
@@ -29,7 +30,7 @@ pub(crate) enum TaskCommand {
     /// You stand behind what the agent does with it. The token asks for leases; it approves nothing.
     #[command(after_help = "\
 Examples:
-  broker task start --agent coder --task OPS-7 --token-file ~/.config/broker/token
+  broker task start --agent coder --task OPS-7 --write-token ~/.config/broker/token
   BROKER_TOKEN=$(broker task start --agent coder --task OPS-7) claude
   eval \"$(broker task start --agent coder --task OPS-7 -o env)\"")]
     Start(StartArgs),
@@ -54,7 +55,7 @@ pub(crate) struct StartArgs {
     ttl: Duration,
     /// Write the token to this file, for its owner alone to read, instead of printing it
     #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    write_token: Option<PathBuf>,
     /// Your key [default: `key` in the configuration]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -88,7 +89,9 @@ pub(crate) enum KeyCommand {
 
 pub(crate) fn task(context: &Context, command: &TaskCommand) -> Result<()> {
     match command {
-        TaskCommand::Start(args) => start(context, args),
+        // So that the agent does not go on under an older task.
+        TaskCommand::Start(args) => start(context, args)
+            .map_err(|failure| failure.or_else_unset("unset BROKER_TOKEN; false\n")),
         TaskCommand::End { id } => end(context, *id),
     }
 }
@@ -106,12 +109,15 @@ fn start(context: &Context, args: &StartArgs) -> Result<()> {
         ttl_seconds: u32::try_from(args.ttl.as_secs()).expect("the parser saw to it"),
     };
     // Before anything is signed: a token that has nowhere to go would be lost.
-    let mut file = args.token_file.as_deref().map(private_file).transpose()?;
+    let file = args.write_token.as_deref().map(NewFile::beside).transpose()?;
     let signed = draw_up_and_sign(context, &request, args.key.as_deref())?;
-    let Some(task) = signed.task else {
+    // It goes onto a terminal or into a shell: what is no token is neither printed nor evaluated.
+    let is_token =
+        |it: &str| it.bytes().all(|it| it.is_ascii_alphanumeric() || b"-_.".contains(&it));
+    let Some(task) = signed.task.filter(|it| is_token(&it.token)) else {
         return Err(Failure::unexpected(
             "the broker started a task and told no token",
-            "End it with `broker task end`, and start another.",
+            "End it with `broker task end`, and tell the broker's operators.",
         ));
     };
     output::note(&format!(
@@ -121,8 +127,8 @@ fn start(context: &Context, args: &StartArgs) -> Result<()> {
         output::utc(task.expires_at),
         task.id
     ));
-    if let Some(file) = &mut file {
-        return file.write_all(format!("{}\n", task.token).as_bytes()).map_err(|error| {
+    if let Some(file) = file {
+        return file.write(&format!("{}\n", task.token)).map_err(|error| {
             Failure::unexpected(
                 format!("the token cannot be written: {error}"),
                 format!("End the task with `broker task end {}`, and start another.", task.id),
@@ -135,19 +141,32 @@ fn start(context: &Context, args: &StartArgs) -> Result<()> {
     context.print(|| format!("{}\n", task.token), || output::pretty(&task))
 }
 
-/// A file that only its owner can read; an older one is emptied.
-fn private_file(path: &Path) -> Result<std::fs::File> {
-    let cannot = |error: std::io::Error| {
-        Failure::invalid(
-            format!("{} cannot be written: {error}", path.display()),
-            "Name a file in a folder of yours.",
-        )
-    };
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(cannot(error)),
-        _ => {}
+/// A file for its owner alone to read, that takes its place when it is whole. What was there stays until then.
+struct NewFile<'a> {
+    path: &'a Path,
+    file: NamedTempFile,
+}
+
+impl<'a> NewFile<'a> {
+    fn beside(path: &'a Path) -> Result<Self> {
+        let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let private = Permissions::from_mode(0o600);
+        let file =
+            tempfile::Builder::new().prefix(".broker-").permissions(private).tempfile_in(dir);
+        file.map(|file| Self { path, file }).map_err(|error| {
+            Failure::invalid(
+                format!("{} cannot be written: {error}", path.display()),
+                "Name a file in a folder of yours.",
+            )
+        })
     }
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(cannot)
+
+    fn write(mut self, text: &str) -> std::io::Result<()> {
+        self.file.write_all(text.as_bytes())?;
+        self.file.as_file().sync_all()?;
+        self.file.persist(self.path)?;
+        Ok(())
+    }
 }
 
 fn end(context: &Context, id: Option<Uuid>) -> Result<()> {

@@ -48,6 +48,8 @@ pub(crate) struct Failure {
     /// Set when the broker answered with a problem document.
     pub(crate) kind: Option<Kind>,
     pub(crate) retry_after: Option<Duration>,
+    /// What `eval` gets instead.
+    instead: &'static str,
     told: Box<Told>,
 }
 
@@ -70,7 +72,7 @@ impl Failure {
     fn new(exit: u8, title: &str, detail: impl Into<String>, next: impl Into<String>) -> Self {
         let (title, detail, next) = (title.to_owned(), detail.into(), next.into());
         let told = Box::new(Told { title, detail, next, document: None });
-        Self { exit, kind: None, retry_after: None, told }
+        Self { exit, kind: None, retry_after: None, instead: NOTHING_ISSUED, told }
     }
 
     /// The command, its settings or a local file are not as they have to be.
@@ -181,6 +183,12 @@ impl Failure {
         self.exit == UNREACHABLE || self.exit == Kind::OverBudget.exit_code()
     }
 
+    /// What `eval` gets instead of what this command would have set.
+    pub(crate) fn or_else_unset(mut self, instead: &'static str) -> Self {
+        self.instead = instead;
+        self
+    }
+
     /// Words for stderr: `error: title: detail`, then `next: …`.
     pub(crate) fn words(&self) -> String {
         let label = if self.exit == Kind::Pending.exit_code() { "pending" } else { "error" };
@@ -200,7 +208,7 @@ impl Failure {
     /// Data for stdout, in `format`.
     pub(crate) fn data(&self, format: Format) -> String {
         match (format, &self.told.document) {
-            (Format::Env, _) => NOTHING_ISSUED.to_owned(),
+            (Format::Env, _) => self.instead.to_owned(),
             (Format::CredentialProcess, _) | (Format::Text, None | Some(Document::Problem(_))) => {
                 String::new()
             }

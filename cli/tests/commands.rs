@@ -828,7 +828,10 @@ fn lists_for_signers_show_the_code_of_everything_but_what_destroys() {
     let mut destructive = lease("pending");
     destructive["tier"] = json!("destructive");
     for (lease, shown) in [(lease("pending"), true), (destructive, false)] {
-        let (url, _) = serve(move |_, _| {
+        let (url, _) = serve(move |_, request| {
+            if request.line == "GET /v1/statements" {
+                return Answer::Json(200, json!({ "statements": [] }));
+            }
             Answer::Json(200, json!({ "leases": [lease.clone()], "next_cursor": null }))
         });
         let output = run(&url, &["pending", "-o", "text"]);
@@ -950,4 +953,91 @@ fn login_prints_no_token_and_readers_use_the_session_when_there_is_no_agents_tok
     assert_eq!(seen.lock().unwrap().last().unwrap().headers["authorization"], "Bearer a");
     // A session is a person's, and asks for no lease.
     assert_exit(&broker(&url, home.path(), &["lease", "--scope", "s"]).output().unwrap(), 8);
+}
+
+// ----------------------------------------------------------------------------------------------------------- attacks
+
+/// A server that draws up the task `T-1` of `coder`, and answers the signature with `token`; without one it refuses.
+fn task_server(token: Option<&'static str>) -> (String, Seen) {
+    use broker::statement::act::{Act, ActStatement, ActTerms, TaskStart};
+    let act = Act::TaskStart(TaskStart {
+        agent: "coder".into(),
+        sponsor: "bob".into(),
+        task: "T-1".into(),
+        ttl_seconds: 8 * 3600,
+    });
+    let sealed = ActStatement::new(ActTerms {
+        broker: Issuer { origin: "http://localhost".into(), instance_key: "key".into() },
+        id: ID.parse().unwrap(),
+        act,
+        proposed_by: Some("bob".into()),
+        signers: Signers {
+            eligible: vec!["bob".into()],
+            needed: 1,
+            assurance: Assurance::Software,
+        },
+        proposed_at: datetime!(2026-01-01 12:00 UTC),
+        sign_by: datetime!(2026-01-01 12:10 UTC),
+        cool_down_seconds: 0,
+        nonce: "00".repeat(32),
+    })
+    .unwrap();
+    let act = |state: &str| {
+        json!({ "id": ID, "kind": "task-start", "state": state, "statement": STANDARD.encode(sealed.bytes()),
+                "sha256": sealed.sha256(), "short_code": sealed.short_code(), "about": "bob", "proposed_by": "bob",
+                "proposed_at": "2026-01-01T12:00:00Z", "sign_by": "2026-01-01T12:10:00Z", "eligible_signers": ["bob"],
+                "signatures": [], "signed_at": null, "effective_at": null, "ended_at": null, "end_reason": null })
+    };
+    let (draft, mut done) = (act("proposed"), act("proposed"));
+    done["task"] = json!({ "id": ID, "agent": "coder", "sponsor": "bob", "task": "T-1",
+                           "token": token.unwrap_or_default(), "expires_at": "2100-01-01T00:00:00Z" });
+    serve(move |_, request| match request.line.split('/').next_back().unwrap() {
+        "nonce" => {
+            Answer::Json(200, json!({ "nonce": "n0nce", "expires_at": "2100-01-01T00:00:00Z" }))
+        }
+        "login" => Answer::Json(
+            200,
+            json!({ "person": "bob", "token": "bobs-token", "expires_at": "2100-01-01T00:00:00Z" }),
+        ),
+        "drafts" => Answer::Json(201, draft.clone()),
+        "statements" if token.is_some() => Answer::Json(200, done.clone()),
+        _ => problem("not-found", 404),
+    })
+}
+
+const TASK_START: [&str; 6] = ["task", "start", "--agent", "coder", "--task", "T-1"];
+
+#[test]
+fn what_a_broker_calls_a_token_is_not_run_by_the_sponsors_shell() {
+    let (url, _) = task_server(Some("x'; touch owned; : '"));
+    let (home, key, _) = home_with_key();
+    let key = key.to_str().unwrap();
+    let args = [&TASK_START[..], &["--key", key, "-o", "env"]].concat();
+    let output = broker(&url, home.path(), &args).output().unwrap();
+    let shell =
+        Command::new("sh").args(["-c", &out(&output)]).current_dir(home.path()).status().unwrap();
+    assert!(!home.path().join("owned").exists(), "{shell}: {}", out(&output));
+}
+
+#[test]
+fn a_task_that_is_not_started_leaves_the_token_file_as_it_was() {
+    let (url, _) = task_server(None);
+    let (home, key, _) = home_with_key();
+    let (key, file) = (key.to_str().unwrap(), home.path().join("token"));
+    std::fs::write(&file, "a running agent's token\n").unwrap();
+    let args = [&TASK_START[..], &["--key", key, "--write-token", file.to_str().unwrap()]].concat();
+    let output = broker(&url, home.path(), &args).output().unwrap();
+    assert!(err(&output).contains("You are about to APPROVE"), "{}", err(&output));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "a running agent's token\n");
+}
+
+#[test]
+fn a_task_that_is_not_started_leaves_no_older_token_in_the_environment() {
+    let (url, _) = task_server(None);
+    let (home, key, _) = home_with_key();
+    let args = [&TASK_START[..], &["--key", key.to_str().unwrap(), "-o", "env"]].concat();
+    let output = broker(&url, home.path(), &args).output().unwrap();
+    let script = format!("BROKER_TOKEN=old; {}\necho \"<$BROKER_TOKEN>\"", out(&output));
+    let shell = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(out(&shell), "<>\n", "the agent goes on under another task");
 }

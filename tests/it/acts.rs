@@ -6,8 +6,10 @@ use axum::http::{Method, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use broker::config::Config;
+use broker::lease::Assurance;
 use broker::people::{self, Command};
-use broker::statement::Meaning;
+use broker::statement::act::{ActStatement, ActTerms, Change};
+use broker::statement::{Issuer, Meaning, Signers};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use tests::keys::Key;
@@ -487,7 +489,6 @@ async fn in_the_cool_down_an_admin_or_whoever_is_concerned_stops_it_and_a_bad_ke
     later().await;
     assert_eq!(world.state(&draft).await, "failed");
     assert!(!world.groups_of("dave").await.contains("backup-signers"));
-    // Two changes that build on the same groups: the second comes to nothing.
     let reason =
         world.one(&format!("select end_reason from act where id = '{}'", draft.id)).await.unwrap();
     assert!(reason.contains("revoked"), "{reason}");
@@ -760,4 +761,324 @@ async fn who_may_see_a_statement_and_nobody_else() {
             "{person}"
         );
     }
+}
+
+// ----------------------------------------------------------------------------------------------------------- attacks
+
+impl World {
+    /// Whoever has the server's database login.
+    async fn app(&self) -> sqlx::PgConnection {
+        <sqlx::PgConnection as sqlx::Connection>::connect(&self.broker.database.app_url)
+            .await
+            .unwrap()
+    }
+
+    fn terms(&self, act: broker::statement::act::Act, eligible: &str) -> ActTerms {
+        let now = self.broker.clock.now();
+        ActTerms {
+            broker: Issuer { origin: "http://other.example".into(), instance_key: "other".into() },
+            id: Uuid::now_v7(),
+            act,
+            proposed_by: None,
+            signers: Signers {
+                eligible: vec![eligible.into()],
+                needed: 1,
+                assurance: Assurance::Software,
+            },
+            proposed_at: now.replace_nanosecond(0).unwrap(),
+            sign_by: now.replace_nanosecond(0).unwrap() + Duration::days(1),
+            cool_down_seconds: 0,
+            nonce: "00".repeat(32),
+        }
+    }
+
+    /// Inserts an act as the server's login does.
+    async fn inserts(&self, app: &mut sqlx::PgConnection, terms: &ActTerms, bytes: &[u8]) {
+        sqlx::query("insert into act (id, bytes, kind, proposed_by, proposed_at, sign_by) values ($1, $2, $3, $4, $5, $6)")
+            .bind(terms.id)
+            .bind(bytes)
+            .bind(terms.act.kind().as_str())
+            .bind(&terms.proposed_by)
+            .bind(terms.proposed_at)
+            .bind(terms.sign_by)
+            .execute(app)
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_servers_database_login_enrols_no_key_that_no_admin_signed_for() {
+    let world = World::new(false).await;
+    let mallory = Key::hardware();
+    let mut app = world.app().await;
+    let key = broker::statement::act::NewKey {
+        public_key: mallory.public_key(),
+        fingerprint: mallory.fingerprint(),
+        assurance: Assurance::Verified,
+        evidence: broker::statement::act::Evidence::Seen,
+    };
+    let change = Change::EnrolKey { handle: "bob".into(), key };
+    let terms = world.terms(broker::statement::act::Act::AdminChange(change), "erin");
+    let sealed = ActStatement::new(terms.clone()).unwrap();
+    world.inserts(&mut app, &terms, sealed.bytes()).await;
+    for sql in [
+        format!("insert into act_signature (act_id, person, fingerprint, decision, signature, assurance, signed_at)
+                 values ('{}', 'erin', '{}', 'approve', 'nobody made this', 'verified', '{}')", terms.id, world.erin.fingerprint(), terms.proposed_at),
+        format!("update act set state = 'signed', signed_at = '{0}', effective_at = '{0}' where id = '{1}'", terms.proposed_at, terms.id),
+        format!("select apply_act('{}', '{}')", terms.id, terms.proposed_at),
+    ] {
+        if sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut app).await.is_err() {
+            break;
+        }
+    }
+    let lease = world.broker.pending_lease().await;
+    let answer = world.broker.approve(lease, &mallory).await;
+    let claim = world.broker.claim(lease).await;
+    assert_ne!(
+        (answer.status, claim.status),
+        (StatusCode::OK, StatusCode::OK),
+        "a forged enrolment approved a production write: {}",
+        claim.body["credentials"]["access_key_id"]
+    );
+}
+
+#[tokio::test]
+async fn the_servers_database_login_does_not_end_a_cool_down() {
+    let world = World::new(false).await;
+    let draft = world.groups("dave", &["admins"], &[]).await;
+    assert_eq!(world.sign(&draft, &world.erin).await.body["state"], "signed");
+    let mut app = world.app().await;
+    let sql = format!("select apply_act('{}', 'infinity')", draft.id);
+    let _ = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut app).await;
+    assert_eq!(world.groups_of("dave").await, "", "at once, a day early");
+}
+
+#[tokio::test]
+async fn what_another_broker_drew_up_or_nobody_would_is_not_done_whoever_signed_it() {
+    let world = World::new(false).await;
+    let mut app = world.app().await;
+    let change =
+        Change::SetGroups { handle: "dave".into(), from: Vec::new(), to: vec!["admins".into()] };
+    // Of another origin and instance, without a cool-down, and content with a software key.
+    let terms = world.terms(broker::statement::act::Act::AdminChange(change), "erin");
+    let sealed = ActStatement::new(terms.clone()).unwrap();
+    world.inserts(&mut app, &terms, sealed.bytes()).await;
+    let signature = world
+        .erin
+        .sign_as(Meaning::AdminChange.namespace(), &Meaning::AdminChange.message(sealed.bytes()));
+    let answer = world.send(terms.id, "approve", &signature).await;
+    assert_eq!(world.groups_of("dave").await, "", "{}", answer.body);
+}
+
+#[tokio::test]
+async fn one_act_that_cannot_be_read_does_not_stop_all_sweeping_and_all_other_acts() {
+    let world = World::new(false).await;
+    let mut app = world.app().await;
+    let good = world.groups("dave", &["ops"], &[]).await;
+    assert_eq!(world.sign(&good, &world.erin).await.body["state"], "signed");
+    let lease = world.broker.pending_lease().await;
+    // As a newer version could have left it behind.
+    let change = Change::EnablePerson { handle: "dave".into(), groups: vec![] };
+    let terms = world.terms(broker::statement::act::Act::AdminChange(change), "erin");
+    let bytes = ActStatement::new(terms.clone()).unwrap().bytes().to_vec();
+    let bytes = String::from_utf8(bytes).unwrap().replacen("\":", "\": ", 1);
+    world.inserts(&mut app, &terms, bytes.as_bytes()).await;
+    let list = world.as_person("erin", Method::GET, "/v1/statements", None).await;
+    world.broker.clock.advance(Duration::days(2));
+    let swept = world.broker.broker.sweep().await;
+    assert_eq!(
+        (
+            list.status,
+            swept.is_ok(),
+            world.broker.state(lease).await.as_str(),
+            world.state(&good).await.as_str()
+        ),
+        (StatusCode::OK, true, "lapsed", "done"),
+    );
+}
+
+#[tokio::test]
+async fn one_admin_does_not_silence_the_others_and_then_wait_the_cool_down_out() {
+    let world = World::new(false).await;
+    let draft = world.groups("dave", &["admins"], &[]).await;
+    assert_eq!(world.sign(&draft, &world.erin).await.body["state"], "signed");
+    let revoke = json!({ "kind": "revoke-key", "fingerprint": world.frank.fingerprint() });
+    let revoked = world.sign(&world.draft("erin", revoke).await, &world.erin).await;
+    world.broker.clock.advance(Duration::SECOND);
+    let refused = world.refuse(&draft, &world.frank).await;
+    world.broker.clock.advance(Duration::days(1));
+    world.broker.broker.sweep().await.unwrap();
+    assert_eq!(
+        world.groups_of("dave").await,
+        "",
+        "revoked: {}, refused: {}",
+        revoked.body["state"],
+        refused.body
+    );
+}
+
+#[tokio::test]
+async fn whoever_approved_a_change_can_still_stop_it_in_its_cool_down() {
+    let world = World::new(false).await;
+    let draft = world.groups("dave", &["admins"], &[]).await;
+    assert_eq!(world.sign(&draft, &world.erin).await.body["state"], "signed");
+    let refused = world.refuse(&draft, &world.erin).await;
+    assert_eq!(refused.status, StatusCode::OK, "{}", refused.body);
+}
+
+#[tokio::test]
+async fn drafts_of_a_stolen_reading_session_do_not_keep_a_key_from_being_revoked() {
+    let world = World::new(false).await;
+    for _ in 0..20 {
+        world.task_start("bob").await;
+    }
+    let revoke = json!({ "kind": "revoke-key", "fingerprint": world.broker.bob.fingerprint() });
+    let answer = world.as_person("bob", Method::POST, "/v1/statements/drafts", Some(revoke)).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+}
+
+#[tokio::test]
+async fn a_security_key_that_could_never_sign_is_not_enrolled_at_bootstrap() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::new(Setup { software_keys: false, ..Setup::fake(&sts) }).await;
+    let config = Config::load(broker.config_dir.path()).unwrap();
+    let mut owner = broker.database.owner.acquire().await.unwrap();
+    let files = tempfile::tempdir().unwrap();
+    for handle in ["erin", "frank"] {
+        // `ssh-keygen -t ed25519-sk`, without `-O application=ssh:broker`.
+        let path = files.path().join(handle);
+        std::fs::write(&path, Key::hardware_for("ssh:").public_key()).unwrap();
+        let line = format!(
+            "add {handle} --name X --email x@example.com --group admins --key {} --seen",
+            path.display()
+        );
+        let outcome =
+            people::run(&people_command(&line), &config, &mut owner, broker.clock.now()).await;
+        assert!(outcome.is_err(), "{}", outcome.unwrap().words);
+    }
+}
+
+#[tokio::test]
+async fn what_begins_while_its_task_is_being_ended_does_not_outlive_it() {
+    let world = World::new(false).await;
+    let broker = &world.broker;
+    let held = broker.staging_lease().await;
+    let task = world.one("select id::text from task where sponsor = 'alice'").await.unwrap();
+    // Anything that makes the transaction wait: a claim in progress, many leases to stop.
+    let mut holder = broker.database.owner.begin().await.unwrap();
+    sqlx::query("select from lease where id = $1 for update")
+        .bind(held.0)
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let (sender, token) = (tests::Sender::of(broker), broker.token.clone());
+    let ending = tokio::spawn(async move {
+        let path = format!("/v1/tasks/{task}/end");
+        sender.send(Method::POST, &path, Some(&token), &[], Some(json!({}))).await
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    let (sender, token) = (tests::Sender::of(broker), broker.token.clone());
+    let late = tokio::spawn(async move {
+        let body = json!({ "scope": "staging-rw", "deliver": true });
+        sender.send(Method::POST, "/v1/leases", Some(&token), &[], Some(body)).await
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    holder.rollback().await.unwrap();
+    let (ended, late) = (ending.await.unwrap(), late.await.unwrap());
+    assert_eq!(ended.status, StatusCode::OK, "{}", ended.body);
+    assert!(late.body["credentials"].is_null(), "{}", late.body);
+    assert_ne!(late.status, StatusCode::CREATED);
+    let live = "select count(*)::text from session where state = 'live'";
+    assert_eq!(world.one(live).await.as_deref(), Some("0"), "its task has ended");
+}
+
+#[tokio::test]
+async fn junk_signatures_of_nobody_fill_no_record() {
+    let world = World::new(false).await;
+    let draft = world.task_start("alice").await;
+    for _ in 0..50 {
+        rejected(&world.send(draft.id, "approve", "junk").await, "malformed");
+    }
+    let events =
+        world.one("select count(*)::text from event where type = 'signature.rejected'").await;
+    assert_eq!(events.as_deref(), Some("0"));
+}
+
+#[tokio::test]
+async fn an_act_that_names_no_cool_down_has_none() {
+    let world = World::new(false).await;
+    let mut app = world.app().await;
+    let change = Change::EnablePerson { handle: "dave".into(), groups: vec![] };
+    let terms = world.terms(broker::statement::act::Act::AdminChange(change), "erin");
+    let bytes = ActStatement::new(terms.clone()).unwrap().bytes().to_vec();
+    let bytes = String::from_utf8(bytes).unwrap().replace("\"cool_down_seconds\":0,", "");
+    let inserted = sqlx::query("insert into act (id, bytes, kind, proposed_at, sign_by) values ($1, $2, 'admin-change', $3, $4)")
+        .bind(terms.id)
+        .bind(bytes.as_bytes())
+        .bind(terms.proposed_at)
+        .bind(terms.sign_by)
+        .execute(&mut app)
+        .await;
+    if inserted.is_err() {
+        return;
+    }
+    let sign = format!("insert into act_signature (act_id, person, fingerprint, decision, signature, assurance, signed_at)
+                 values ('{}', 'erin', '{}', 'approve', 'x', 'verified', '{}')", terms.id, world.erin.fingerprint(), terms.proposed_at);
+    sqlx::raw_sql(AssertSqlSafe(sign)).execute(&mut app).await.unwrap();
+    refused(&mut app, &format!("update act set state = 'signed', signed_at = '{}', effective_at = '-infinity' where id = '{}'", terms.proposed_at, terms.id), "is not signed").await;
+}
+
+#[tokio::test]
+async fn a_task_ends_whoever_waits_and_says_so() {
+    let world = World::new(false).await;
+    let broker = &world.broker;
+    let lease = broker.staging_lease().await;
+    let task = world.one("select id::text from task where sponsor = 'alice'").await.unwrap();
+    broker.as_owner("alter table task disable trigger task_guard; update task set expires_at = started_at + interval '1 minute'").await;
+    broker.clock.advance(Duration::minutes(2));
+    let answer = world
+        .as_person("alice", Method::POST, &format!("/v1/tasks/{task}/end"), Some(json!({})))
+        .await;
+    assert_eq!(
+        (answer.status == StatusCode::NOT_FOUND, broker.state(lease).await.as_str()),
+        (true, "approved"),
+        "it says that there is no such task, and has stopped its lease: {}",
+        answer.body
+    );
+}
+
+#[tokio::test]
+async fn whoever_is_concerned_stops_it_with_whatever_key_they_have() {
+    let world = World::new(false).await;
+    // A key without hardware: good for logging in, and not for approving.
+    world.broker.as_owner("alter table person_key disable trigger person_key_guard; update person_key set assurance = 'present' where person = 'dave'").await;
+    let draft = world.operator(Command::Disable { handle: "dave".into() }).await.unwrap();
+    let refused = world.refuse(&draft, &world.broker.dave).await;
+    assert_eq!(refused.status, StatusCode::OK, "{}", refused.body);
+}
+
+#[tokio::test]
+async fn of_two_hundred_drafts_none_hides_what_admins_have_to_see() {
+    let world = World::new(false).await;
+    let change = world.groups("dave", &["admins"], &[]).await;
+    assert_eq!(world.sign(&change, &world.erin).await.body["state"], "signed");
+    world.broker.clock.advance(Duration::SECOND);
+    for i in 0..10 {
+        let handle = format!("p{i}");
+        let sql = format!(
+            "alter table person disable trigger person_guard; insert into person (handle, display_name, email, created_at) values ('{handle}', 'x', 'x', now())"
+        );
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&world.broker.database.owner).await.unwrap();
+        for _ in 0..20 {
+            world.task_start(&handle).await;
+        }
+    }
+    let list = world.as_person("frank", Method::GET, "/v1/statements", None).await;
+    let list = list.body["statements"].as_array().unwrap();
+    assert!(
+        list.iter().any(|it| it["id"] == json!(change.id)),
+        "of {} statements none is the change that can still be refused",
+        list.len()
+    );
 }

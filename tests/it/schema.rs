@@ -1256,6 +1256,7 @@ async fn operations_run_none_of_our_functions_and_the_server_only_those_it_needs
         "counted(text,text,uuid,timestamp with time zone)",
         "event_doc(bytea)",
         "has_its_approvals(uuid,smallint)",
+        "hold_sponsor(text)",
         "is_frozen(text,text,text,text)",
         "make_event_partition(date)",
         "schema_version()",

@@ -12,11 +12,12 @@ use super::{Broker, NO_CLAIMS};
 use crate::audit::{Actor, EventType, Subject};
 use crate::error::{Error, Result};
 use crate::identity::{Caller, TaskGrant};
-use crate::lease::{Decision, FreezeKind};
+use crate::lease::{Assurance, Decision, FreezeKind};
 use crate::policy::{self, AgentFacts, PersonFacts, Ruling, Target, Who};
 use crate::statement::Signers;
 use crate::statement::act::{
-    ADMINS, Act, ActState, ActStatement, ActTerms, Change, TaskStart, Thaw, is_line, is_name,
+    ADMINS, Act, ActKind, ActState, ActStatement, ActTerms, Change, TaskStart, Thaw, is_line,
+    is_name,
 };
 use crate::store::{self, Counted, FindActs, NewActSignature};
 use crate::verify::act::{ActSigner, check_act_signer};
@@ -32,11 +33,6 @@ impl Broker {
     pub async fn propose(&self, caller: &Caller, request: &wire::ActRequest) -> Result<wire::Act> {
         let now = whole_microseconds(self.clock.now());
         let me = self.caller_in_person(caller).await?;
-        if OPEN_DRAFTS_AT_MOST <= store::open_drafts(&self.pool, &me.handle).await? {
-            return Err(Error::Invalid(format!(
-                "{OPEN_DRAFTS_AT_MOST} statements of yours wait for a signature already; they lapse within ten minutes"
-            )));
-        }
         let authority = &self.config.settings.authority;
         let (act, assurance) = match request {
             wire::ActRequest::TaskStart { agent, task, ttl_seconds } => {
@@ -77,11 +73,22 @@ impl Broker {
                 let owner = store::owner_of_key(&self.pool, fingerprint).await?;
                 let may = |it: &String| *it == me.handle || me.groups.iter().any(|it| it == ADMINS);
                 let handle = owner.filter(may).ok_or(Error::NotFound)?;
-                // Whatever key its owner has left will do: this only takes away.
+                // Whatever key its owner has left will do: it only takes away from themselves.
+                let own = handle == me.handle;
                 let change = Change::RevokeKey { handle, fingerprint: fingerprint.clone() };
-                (Act::AdminChange(change), authority.start_task)
+                let assurance = if own { authority.start_task } else { authority.change_people };
+                (Act::AdminChange(change), assurance)
             }
         };
+        let kind = act.kind();
+        // Revoking a key must not wait for whoever fills the list.
+        if kind != ActKind::AdminChange
+            && OPEN_DRAFTS_AT_MOST <= store::open_drafts(&self.pool, &me.handle, kind).await?
+        {
+            return Err(Error::Invalid(format!(
+                "{OPEN_DRAFTS_AT_MOST} statements of yours wait for a signature already; they lapse within ten minutes"
+            )));
+        }
         let terms = ActTerms {
             broker: self.tokens.issuer(),
             id: Uuid::now_v7(),
@@ -111,7 +118,13 @@ impl Broker {
         let me = self.caller_in_person(caller).await?;
         let admin = me.groups.iter().any(|it| it == ADMINS);
         let acts = store::acts(&self.pool, FindActs::Open { handle: &me.handle, admin }).await?;
-        Ok(wire::ActList { statements: acts.into_iter().map(wire_act).collect::<Result<_>>()? })
+        // One that this version cannot read must not hide the others.
+        let readable = acts.into_iter().filter_map(|it| {
+            let id = it.id;
+            let act = wire_act(it);
+            act.inspect_err(|error| tracing::error!(%id, ?error, "a statement cannot be read")).ok()
+        });
+        Ok(wire::ActList { statements: readable.collect() })
     }
 
     /// One act, if it concerns the caller.
@@ -153,12 +166,13 @@ impl Broker {
                 .reject_act(terms, request, Rejection::NotThisStatement, None, now)
                 .await?);
         }
-        let demand = Demand {
-            meaning,
-            body: sealed.bytes(),
-            origin: &terms.broker.origin,
-            assurance: terms.signers.assurance,
+        let assurance = match request.decision {
+            Decision::Approve => terms.signers.assurance,
+            // To stop something a weaker key will do.
+            Decision::Refuse => self.config.settings.demanded(Assurance::Present),
         };
+        let (body, origin) = (sealed.bytes(), terms.broker.origin.as_str());
+        let demand = Demand { meaning, body, origin, assurance };
         let proven = match self.prove(&request.signature, demand, now).await? {
             Ok(proven) => proven,
             Err(rejection) => {
@@ -205,8 +219,13 @@ impl Broker {
         now: OffsetDateTime,
     ) -> Result<std::result::Result<Vec<String>, Rejection>> {
         let holder = &proven.holder;
-        if stored.signatures.iter().any(|it| it.person == holder.person) {
+        // Whoever approved may still refuse.
+        let mut signed = stored.signatures.iter();
+        if signed.any(|it| it.person == holder.person && it.decision == decision) {
             return Ok(Err(Rejection::AlreadySigned));
+        }
+        if decision == Decision::Approve && !self.is_as_here(terms) {
+            return Ok(Err(Rejection::NoLongerSo));
         }
         match (stored.state, decision) {
             (ActState::Proposed, _) | (ActState::Signed, Decision::Refuse) => {}
@@ -228,6 +247,28 @@ impl Broker {
             Ruling::Allow { by } => Ok(by),
             Ruling::Deny { .. } => Err(Rejection::ForbiddenByRule),
         })
+    }
+
+    /// Whether this broker would draw it up so today: another's statement, or one from before the configuration asked for
+    /// more, is drawn up anew.
+    fn is_as_here(&self, terms: &ActTerms) -> bool {
+        let settings = &self.config.settings;
+        let authority = &settings.authority;
+        let (assurance, cool_down) = match &terms.act {
+            Act::TaskStart(it) if authority.longest_task.seconds() < it.ttl_seconds => {
+                return false;
+            }
+            Act::TaskStart(_) => (authority.start_task, Duration::ZERO),
+            Act::Thaw(_) => (authority.thaw, Duration::ZERO),
+            Act::AdminChange(it) if it.cools_down() => {
+                (authority.change_people, settings.cool_down())
+            }
+            Act::AdminChange(it) if it.is_ones_own() => (authority.start_task, Duration::ZERO),
+            Act::AdminChange(_) => (authority.change_people, Duration::ZERO),
+        };
+        terms.broker == self.tokens.issuer()
+            && settings.demanded(assurance) <= terms.signers.assurance
+            && cool_down.whole_seconds() <= terms.cool_down_seconds.into()
     }
 
     /// What the rules say to an act. They say nothing to changes of people: those are the admins'.
@@ -295,6 +336,10 @@ impl Broker {
         person: Option<&str>,
         now: OffsetDateTime,
     ) -> Result<Error> {
+        // Who proves to be nobody in particular can fail as often as they like: that is for the log, not for the record.
+        if person.is_none() {
+            return Ok(Error::Rejected { lease_id: None, rejection });
+        }
         let detail = json!({
             "act_id": terms.id,
             "decision": request.decision,
@@ -342,14 +387,23 @@ impl Broker {
     /// Does what was signed and has cooled down, if the signature is still good. Returns how many acts ended.
     pub(super) async fn finish_acts(&self, now: OffsetDateTime) -> Result<usize> {
         let due = store::acts(&self.pool, FindActs::Due(now)).await?;
+        let mut finished = 0;
         for stored in &due {
-            let sealed = ActStatement::from_bytes(stored.bytes.clone())?;
-            let why_not = self.why_not_due(&sealed, now).await?;
-            let why_not = why_not.map(|it| format!("its signature no longer counts: {it}"));
-            let terms = sealed.terms();
-            store::finish_act(&self.pool, &self.scribe, terms, why_not.as_deref(), now).await?;
+            match self.finish(stored, now).await {
+                Ok(()) => finished += 1,
+                // Each by itself: one that cannot be done must not hold up the others.
+                Err(error) => tracing::error!(id = %stored.id, ?error, "a signed act is not done"),
+            }
         }
-        Ok(due.len())
+        Ok(finished)
+    }
+
+    async fn finish(&self, stored: &store::StoredAct, now: OffsetDateTime) -> Result<()> {
+        let sealed = ActStatement::from_bytes(stored.bytes.clone())?;
+        let why_not = self.why_not_due(&sealed, now).await?;
+        let why_not = why_not.map(|it| format!("its signature no longer counts: {it}"));
+        let terms = sealed.terms();
+        Ok(store::finish_act(&self.pool, &self.scribe, terms, why_not.as_deref(), now).await?)
     }
 
     /// Why the signature that an act waited with does not count any more.
@@ -370,7 +424,13 @@ impl Broker {
             origin: &terms.broker.origin,
             assurance: terms.signers.assurance,
         };
-        let store::ActApproval { signature, signed_at, holder } = approval;
+        let store::ActApproval { signature, signed_at, fingerprint, holder } = approval;
+        if !self.is_as_here(terms) {
+            return Ok(Some(Rejection::NoLongerSo));
+        }
+        if holder.enrolled_by.is_some() && !self.is_enrolled(&fingerprint).await? {
+            return Ok(Some(Rejection::UnknownKey));
+        }
         let groups = &holder.groups;
         let signer = ActSigner { handle: &holder.person, active: holder.active, groups };
         let judged = UnverifiedSignature::parse(&signature)

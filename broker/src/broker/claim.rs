@@ -1,6 +1,6 @@
 //! From an approved lease to credentials, once or again; and taking a lease back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::PoisonError;
 
 use secrecy::ExposeSecret;
@@ -18,7 +18,7 @@ use crate::lease::{self, LeaseId, LeaseState};
 use crate::narrow::{Holder, narrow};
 use crate::policy::{AgentFacts, Asked, Decision, PersonFacts, Ruling, Usage};
 use crate::statement::{AssumeRole, LeaseStatement, Meaning};
-use crate::store::{self, Claimable, Obstacle, Warrant};
+use crate::store::{self, Approval, Claimable, Obstacle, Warrant};
 use crate::verify::{self, Demand, Rejection, Signer, UnverifiedSignature};
 use crate::wire;
 
@@ -52,7 +52,14 @@ impl Broker {
         let lease = &claimable.lease;
         let groups = self.sponsor_groups(&lease.sponsor).await?;
         let grant = if signed {
-            self.check_approvals(claimable, groups.as_deref(), now)?
+            let mut enrolled = HashSet::new();
+            for approval in &claimable.approvals {
+                if approval.enrolled_by.is_none() || self.is_enrolled(&approval.fingerprint).await?
+                {
+                    enrolled.insert(approval.fingerprint.as_str());
+                }
+            }
+            self.check_approvals(claimable, &enrolled, groups.as_deref(), now)?
         } else {
             Grant {
                 actions: lease.actions.clone(),
@@ -169,6 +176,7 @@ impl Broker {
     fn check_approvals(
         &self,
         claimable: &Claimable,
+        enrolled: &HashSet<&str>,
         sponsor_groups: Option<&[String]>,
         now: OffsetDateTime,
     ) -> Result<Grant> {
@@ -188,7 +196,8 @@ impl Broker {
             assurance: rule.assurance.max(terms.signers.assurance),
         };
         let mut people = BTreeSet::new();
-        for approval in &claimable.approvals {
+        let of_enrolled = |it: &&Approval| enrolled.contains(it.fingerprint.as_str());
+        for approval in claimable.approvals.iter().filter(of_enrolled) {
             let good = UnverifiedSignature::parse(&approval.signature).and_then(|signature| {
                 verify::check_signature(&signature, &approval.key, demand, now)?;
                 let in_group = rule.groups.iter().any(|it| approval.groups.contains(it));

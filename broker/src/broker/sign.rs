@@ -5,6 +5,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::{Broker, NO_CLAIMS};
+use crate::approval::check_enrolment;
 use crate::audit::{Actor, EventType, Subject};
 use crate::error::{Error, Result};
 use crate::lease::{self, Assurance, LeaseId, LeaseState};
@@ -114,8 +115,32 @@ impl Broker {
         let Some(holder) = store::key_holder(&self.pool, &fingerprint).await? else {
             return Ok(Err(Rejection::UnknownKey));
         };
-        let checked = verify::check_signature(&signature, &holder.key, demand, now);
-        Ok(checked.map(|touch| Proven { holder, fingerprint, touch }))
+        let touch = match verify::check_signature(&signature, &holder.key, demand, now) {
+            Ok(touch) => touch,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        if holder.enrolled_by.is_some() && !self.is_enrolled(&fingerprint).await? {
+            return Ok(Err(Rejection::UnknownKey));
+        }
+        Ok(Ok(Proven { holder, fingerprint, touch }))
+    }
+
+    /// Whether signatures lead from this key back to one that an operator set up. The database alone cannot say so: who
+    /// writes there could have written that an admin signed.
+    pub(super) async fn is_enrolled(&self, fingerprint: &str) -> Result<bool> {
+        let origin = &self.config.settings.origin;
+        let steps = store::enrolment(&self.pool, fingerprint, ENROLMENTS_AT_MOST).await?;
+        let good = steps.iter().all(|step| {
+            let enrolled_by = step.key.enrolled_by.as_ref();
+            enrolled_by.is_some_and(|it| {
+                check_enrolment(&step.key, &step.person, it, &step.signer, origin).is_ok()
+            })
+        });
+        let whole = steps.last().is_some_and(|it| it.signer_enrolled_by.is_none());
+        if !good || !whole {
+            tracing::error!(fingerprint, "a key is in the database whose enrolment nobody signed");
+        }
+        Ok(good && whole)
     }
 
     /// Whether the rules let this person decide about the lease that `terms` are of.
@@ -240,6 +265,9 @@ impl Broker {
         })
     }
 }
+
+/// So many keys may have enrolled one another in a row.
+const ENROLMENTS_AT_MOST: i32 = 32;
 
 /// A signature that is good in itself, with whose it is.
 pub(super) struct Proven {

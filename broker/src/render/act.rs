@@ -7,7 +7,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::{name, words};
 use crate::lease::FreezeKind;
-use crate::statement::act::{Act, ActStatement, Change, Evidence, NewKey};
+use crate::statement::act::{ADMINS, Act, ActStatement, Change, Evidence, NewKey};
 
 /// The statement in words, without colour.
 pub fn act(sealed: &ActStatement) -> String {
@@ -61,7 +61,7 @@ pub fn act(sealed: &ActStatement) -> String {
 fn change_lines(change: &Change, lines: &mut Vec<(&'static str, String)>) {
     let list = |it: &[String]| match it {
         [] => "none".to_owned(),
-        some => some.iter().map(|it| name(it)).collect::<Vec<_>>().join(", "),
+        some => some.iter().map(|it| group(it)).collect::<Vec<_>>().join(", "),
     };
     match change {
         Change::AddPerson { person } => {
@@ -87,8 +87,8 @@ fn change_lines(change: &Change, lines: &mut Vec<(&'static str, String)>) {
                 ("ends", "the tasks and open leases of the agents they stand behind".into()),
             ]);
         }
-        Change::EnablePerson { handle } => {
-            lines.push(("enables", format!("{} again, in the groups they had", name(handle))));
+        Change::EnablePerson { handle, groups } => {
+            lines.extend([("enables", format!("{} again", name(handle))), ("groups", list(groups))])
         }
         Change::EnrolKey { handle, key } => {
             lines.push(("enrols", format!("a key of {}", name(handle))));
@@ -99,6 +99,11 @@ fn change_lines(change: &Change, lines: &mut Vec<(&'static str, String)>) {
             ("key", name(fingerprint)),
         ]),
     }
+}
+
+/// Whoever is in this one can change all of this.
+fn group(text: &str) -> String {
+    if text == ADMINS { "ADMINS (who change people and keys)".to_owned() } else { name(text) }
 }
 
 fn key_lines(key: &NewKey, lines: &mut Vec<(&'static str, String)>) {

@@ -1,12 +1,14 @@
 //! Acts of authority beside the decision about a lease: a task is started, a freeze ends, people and keys change.
 
 use serde::{Deserialize, Serialize};
+use ssh_key::public::KeyData;
 use ssh_key::{HashAlg, PublicKey};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Issuer, Meaning, Sealed, Signers, StatementError, Terms, canonical, sha256_hex};
 use crate::lease::{Assurance, Decision, FreezeKind, spelled};
+use crate::verify::SK_APPLICATION;
 
 /// The statement that is signed for an act.
 pub type ActStatement = Sealed<ActTerms>;
@@ -95,7 +97,7 @@ pub enum Change {
     AddPerson { person: NewPerson },
     SetGroups { handle: String, from: Vec<String>, to: Vec<String> },
     DisablePerson { handle: String, was_admin: bool },
-    EnablePerson { handle: String },
+    EnablePerson { handle: String, groups: Vec<String> },
     EnrolKey { handle: String, key: NewKey },
     RevokeKey { handle: String, fingerprint: String },
 }
@@ -183,7 +185,7 @@ impl Change {
             Self::AddPerson { person } => &person.handle,
             Self::SetGroups { handle, .. }
             | Self::DisablePerson { handle, .. }
-            | Self::EnablePerson { handle }
+            | Self::EnablePerson { handle, .. }
             | Self::EnrolKey { handle, .. }
             | Self::RevokeKey { handle, .. } => handle,
         }
@@ -292,6 +294,7 @@ pub fn check_change(change: &Change) -> Result<(), StatementError> {
             }
             &[from, to]
         }
+        Change::EnablePerson { groups, .. } => &[groups],
         _ => &[],
     };
     let in_order = |list: &&Vec<String>| list.windows(2).all(|it| it[0] < it[1]);
@@ -308,8 +311,13 @@ pub fn check_change(change: &Change) -> Result<(), StatementError> {
     {
         return refuse("the fingerprint is not the key's");
     }
-    if key.evidence == Evidence::Unknown && key.assurance != Assurance::Software {
-        return refuse("nobody knows that it is hardware");
+    let hardware = match public.key_data() {
+        KeyData::SkEd25519(it) => it.application() == SK_APPLICATION,
+        KeyData::SkEcdsaSha2NistP256(it) => it.application() == SK_APPLICATION,
+        _ => false,
+    };
+    if key.assurance != Assurance::Software && (!hardware || key.evidence == Evidence::Unknown) {
+        return refuse("nobody knows that it is hardware made for this");
     }
     Ok(())
 }

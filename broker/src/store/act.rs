@@ -10,7 +10,7 @@ use super::sign::{KeyHolder, key_holder};
 use super::{Result, word};
 use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::lease::{Assurance, Decision, FreezeKind, LeaseId};
-use crate::statement::act::{Act, ActState, ActStatement, ActTerms, Change};
+use crate::statement::act::{ADMINS, Act, ActKind, ActState, ActStatement, ActTerms, Change};
 use crate::verify::Touch;
 use crate::wire;
 
@@ -34,12 +34,13 @@ pub struct StoredAct {
 #[derive(Clone, Copy, Debug)]
 pub enum FindActs<'a> {
     One(Uuid),
-    /// Those that may still come to something and that concern this person; all of them for an admin.
+    /// Those that may still come to something and that concern this person; for an admin also all that change people.
+    /// Those that are signed come first: they can still be refused.
     Open {
         handle: &'a str,
         admin: bool,
     },
-    /// Those whose cool-down is over.
+    /// Those whose cool-down is over, the oldest first.
     Due(OffsetDateTime),
 }
 
@@ -59,10 +60,10 @@ pub async fn acts(pool: &PgPool, find: FindActs<'_>) -> Result<Vec<StoredAct>> {
           from act a
          where a.id = $1
             or a.state in ('proposed', 'signed')
-               and ($3 or a.doc -> 'signers' -> 'eligible' ? $2 or a.proposed_by = $2
+               and ($3 and a.kind = 'admin-change' or a.doc -> 'signers' -> 'eligible' ? $2 or a.proposed_by = $2
                     or $2 in (a.doc -> 'act' ->> 'handle', a.doc -> 'act' ->> 'sponsor'))
             or a.state = 'signed' and a.effective_at <= $4
-         order by a.proposed_at desc limit 200
+         order by a.state = 'signed' desc, a.effective_at, a.proposed_at desc limit 200
         "#,
         id,
         handle,
@@ -87,11 +88,12 @@ pub async fn acts(pool: &PgPool, find: FindActs<'_>) -> Result<Vec<StoredAct>> {
         .collect()
 }
 
-/// How many acts of `handle`'s wait for a signature.
-pub async fn open_drafts(pool: &PgPool, handle: &str) -> Result<i64> {
+/// How many acts of `handle`'s of this kind wait for a signature.
+pub async fn open_drafts(pool: &PgPool, handle: &str, kind: ActKind) -> Result<i64> {
     sqlx::query_scalar!(
-        r#"select count(*) as "open!" from act where proposed_by = $1 and state = 'proposed'"#,
-        handle
+        r#"select count(*) as "open!" from act where proposed_by = $1 and state = 'proposed' and kind = $2"#,
+        handle,
+        kind.as_str(),
     )
     .fetch_one(pool)
     .await
@@ -105,8 +107,14 @@ pub async fn propose(
 ) -> Result<()> {
     let terms = statement.terms();
     let actor = terms.proposed_by.as_deref().map_or(Actor::Operator, Actor::Person);
-    let event =
-        body(scribe, EventType::StatementProposed, actor, terms, json!({}), terms.proposed_at);
+    let event = body(
+        scribe,
+        EventType::StatementProposed,
+        actor,
+        terms.into(),
+        json!({}),
+        terms.proposed_at,
+    );
     sqlx::query!(
         r#"
         with proposed as (
@@ -192,6 +200,7 @@ pub async fn owner_of_key(pool: &PgPool, fingerprint: &str) -> Result<Option<Str
 pub struct ActApproval {
     pub signature: String,
     pub signed_at: OffsetDateTime,
+    pub fingerprint: String,
     pub holder: KeyHolder,
 }
 
@@ -207,6 +216,7 @@ pub async fn act_approval(pool: &PgPool, id: Uuid) -> Result<Option<ActApproval>
     Ok(holder.map(|holder| ActApproval {
         signature: row.signature,
         signed_at: row.signed_at,
+        fingerprint: row.fingerprint,
         holder,
     }))
 }
@@ -260,7 +270,7 @@ pub async fn sign_act(
     let inserted = sqlx::query!(
         r#"
         insert into act_signature (act_id, person, fingerprint, decision, signature, assurance, touched, verified, reason, signed_at)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) on conflict (act_id, person) do nothing
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) on conflict (act_id, person, decision) do nothing
         "#,
         terms.id,
         signature.person,
@@ -281,7 +291,7 @@ pub async fn sign_act(
     let actor = Actor::Person(signature.person);
     if !approves {
         let why = signature.reason.unwrap_or("refused by an admin");
-        end(&mut transaction, scribe, terms, ActState::Refused, actor, why, now).await?;
+        end(&mut transaction, scribe, terms.into(), ActState::Refused, actor, why, now).await?;
         transaction.commit().await?;
         return Ok(Counted::Yes);
     }
@@ -292,7 +302,7 @@ pub async fn sign_act(
         "decided_by": signature.decided_by,
         "effective_at": effective_at.unix_timestamp(),
     });
-    let event = body(scribe, EventType::StatementSigned, actor, terms, detail, now);
+    let event = body(scribe, EventType::StatementSigned, actor, terms.into(), detail, now);
     sqlx::query!(
         r#"
         with signed as (
@@ -340,7 +350,8 @@ pub async fn finish_act(
         why_not = Some("what it builds on is no longer so");
     }
     if let Some(why) = why_not {
-        end(&mut transaction, scribe, terms, ActState::Failed, Actor::Broker, why, now).await?;
+        end(&mut transaction, scribe, terms.into(), ActState::Failed, Actor::Broker, why, now)
+            .await?;
     }
     transaction.commit().await
 }
@@ -352,26 +363,36 @@ pub(super) async fn sweep_acts(
     now: OffsetDateTime,
 ) -> Result<usize> {
     let rows = sqlx::query!(
-        r#"select bytes from act where state = 'proposed' and sign_by < $1 limit 200 for update skip locked"#,
+        r#"select id, bytes from act where state = 'proposed' and sign_by < $1 limit 200 for update skip locked"#,
         now
     )
     .fetch_all(&mut *connection)
     .await?;
-    for row in &rows {
-        let statement = ActStatement::from_bytes(row.bytes.clone())
-            .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-        let terms = statement.terms();
+    let lapsed = rows.len();
+    for row in rows {
+        // One that this version cannot read lapses like any other.
+        let statement = ActStatement::from_bytes(row.bytes).ok();
+        let terms = statement.as_ref().map(ActStatement::terms);
         let why = "not signed in time";
-        end(connection, scribe, terms, ActState::Lapsed, Actor::Broker, why, now).await?;
+        end(
+            connection,
+            scribe,
+            Which { id: row.id, terms },
+            ActState::Lapsed,
+            Actor::Broker,
+            why,
+            now,
+        )
+        .await?;
     }
-    Ok(rows.len())
+    Ok(lapsed)
 }
 
 /// Ends an act that comes to nothing, with its event. Nothing happens to one that has ended.
 async fn end(
     connection: &mut PgConnection,
     scribe: &Scribe,
-    terms: &ActTerms,
+    act: Which<'_>,
     state: ActState,
     actor: Actor<'_>,
     why: &str,
@@ -382,7 +403,7 @@ async fn end(
         ActState::Lapsed => EventType::StatementLapsed,
         _ => EventType::StatementFailed,
     };
-    let event = body(scribe, kind, actor, terms, json!({ "why": why }), now);
+    let event = body(scribe, kind, actor, act, json!({ "why": why }), now);
     sqlx::query!(
         r#"
         with ended as (
@@ -390,7 +411,7 @@ async fn end(
         )
         select append_event($5) as seq from ended
         "#,
-        terms.id,
+        act.id,
         state.as_str(),
         now,
         why,
@@ -436,8 +457,14 @@ async fn apply(
         }
     }
     for kind in kinds {
-        let event = body(scribe, kind, actor, terms, json!({}), now);
+        let event = body(scribe, kind, actor, terms.into(), json!({}), now);
         sqlx::query!("select append_event($1) as seq", event).fetch_one(&mut *connection).await?;
+    }
+    if let (Act::AdminChange(Change::RevokeKey { handle, .. }), Actor::Person(signer)) =
+        (&terms.act, actor)
+        && handle != signer
+    {
+        stop_what_they_signed(connection, scribe, terms, signer, now).await?;
     }
     if let Act::AdminChange(Change::DisablePerson { handle, .. }) = &terms.act {
         let why = format!("the sponsor, {handle}, was disabled");
@@ -447,20 +474,66 @@ async fn apply(
     Ok(true)
 }
 
+/// Whoever revokes another admin's key takes away their say. So what the revoker has signed, and the other could have
+/// refused, comes to nothing.
+async fn stop_what_they_signed(
+    connection: &mut PgConnection,
+    scribe: &Scribe,
+    revocation: &ActTerms,
+    signer: &str,
+    now: OffsetDateTime,
+) -> Result<()> {
+    let ids = sqlx::query_scalar!(
+        r#"
+        select a.id from act a
+          join act_signature g on g.act_id = a.id and g.decision = 'approve' and g.person = $1
+         where a.state = 'signed'
+           and exists (select from person p where p.handle = $2 and $3 = any (p.groups))
+           for update of a
+        "#,
+        signer,
+        revocation.act.about(),
+        ADMINS,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    for id in ids {
+        let why = "its signer revoked the key of an admin who could have refused it";
+        let act = Which { id, terms: None };
+        end(connection, scribe, act, ActState::Failed, Actor::Person(signer), why, now).await?;
+    }
+    Ok(())
+}
+
+/// Which act, with its terms if this version can read them.
+#[derive(Clone, Copy)]
+struct Which<'a> {
+    id: Uuid,
+    terms: Option<&'a ActTerms>,
+}
+
+impl<'a> From<&'a ActTerms> for Which<'a> {
+    fn from(terms: &'a ActTerms) -> Self {
+        Self { id: terms.id, terms: Some(terms) }
+    }
+}
+
 /// An event about an act: its own words, and what else there is to say.
 fn body(
     scribe: &Scribe,
     kind: EventType,
     actor: Actor<'_>,
-    terms: &ActTerms,
+    act: Which<'_>,
     mut detail: Value,
     now: OffsetDateTime,
 ) -> Vec<u8> {
-    detail["act_id"] = json!(terms.id);
-    detail["act"] = json!(terms.act);
-    detail["about"] = json!(terms.act.about());
-    let subject = match &terms.act {
-        Act::TaskStart(it) => {
+    detail["act_id"] = json!(act.id);
+    if let Some(terms) = act.terms {
+        detail["act"] = json!(terms.act);
+        detail["about"] = json!(terms.act.about());
+    }
+    let subject = match act.terms.map(|it| &it.act) {
+        Some(Act::TaskStart(it)) => {
             Subject { agent: Some(&it.agent), sponsor: Some(&it.sponsor), ..Subject::default() }
         }
         _ => Subject::default(),
@@ -485,6 +558,8 @@ pub async fn end_task(
     now: OffsetDateTime,
 ) -> Result<Option<u64>> {
     let mut transaction = pool.begin().await?;
+    // What begins at the same time is either seen below, or finds the task ended.
+    sqlx::query!("select hold_sponsor($1)", sponsor).execute(&mut *transaction).await?;
     let what = Sponsored::Task { id, sponsor };
     let ended = end_sponsored(&mut transaction, scribe, actor, what, "its task ended", now).await?;
     transaction.commit().await?;
@@ -516,6 +591,9 @@ async fn end_sponsored(
     )
     .fetch_all(&mut *connection)
     .await?;
+    if tasks.is_empty() && task_id.is_some() {
+        return Ok(None);
+    }
     for task in &tasks {
         let subject =
             Subject { agent: Some(&task.agent), sponsor: Some(sponsor), ..Subject::default() };

@@ -35,7 +35,10 @@ pub struct Approval {
     pub groups: Vec<String>,
     pub signature: String,
     pub signed_at: OffsetDateTime,
+    pub fingerprint: String,
     pub key: EnrolledKey,
+    /// The act that enrolled the key, if one did.
+    pub enrolled_by: Option<Uuid>,
 }
 
 pub async fn claimable(pool: &PgPool, id: LeaseId, agent: &Agent) -> Result<Option<Claimable>> {
@@ -63,7 +66,8 @@ pub async fn claimable(pool: &PgPool, id: LeaseId, agent: &Agent) -> Result<Opti
 async fn approvals(pool: &PgPool, id: LeaseId) -> Result<Vec<Approval>> {
     let rows = sqlx::query!(
         r#"
-        select g.person, p.groups, g.signature, g.signed_at, k.public_key, k.assurance, k.enrolled_at, k.revoked_at
+        select g.person, p.groups, g.signature, g.signed_at, g.fingerprint, k.public_key, k.assurance, k.enrolled_at, k.revoked_at,
+               k.enrolled_by
           from signature g
           join person p on p.handle = g.person
           join person_key k on k.fingerprint = g.fingerprint
@@ -80,6 +84,8 @@ async fn approvals(pool: &PgPool, id: LeaseId) -> Result<Vec<Approval>> {
                 groups: it.groups,
                 signature: it.signature,
                 signed_at: it.signed_at,
+                fingerprint: it.fingerprint,
+                enrolled_by: it.enrolled_by,
                 key: EnrolledKey {
                     public_key: it.public_key,
                     assurance: word(&it.assurance)?,

@@ -21,12 +21,14 @@ pub struct KeyHolder {
     pub active: bool,
     pub groups: Vec<String>,
     pub key: EnrolledKey,
+    /// The act that enrolled it; nothing for a key from before there were two admins.
+    pub enrolled_by: Option<Uuid>,
 }
 
 pub async fn key_holder(pool: &PgPool, fingerprint: &str) -> Result<Option<KeyHolder>> {
     let row = sqlx::query!(
         r#"
-        select p.handle, p.display_name, p.disabled_at, p.groups, k.public_key, k.assurance, k.enrolled_at, k.revoked_at
+        select p.handle, p.display_name, p.disabled_at, p.groups, k.public_key, k.assurance, k.enrolled_at, k.revoked_at, k.enrolled_by
           from person_key k join person p on p.handle = k.person where k.fingerprint = $1
         "#,
         fingerprint
@@ -45,6 +47,7 @@ pub async fn key_holder(pool: &PgPool, fingerprint: &str) -> Result<Option<KeyHo
                 enrolled_at: it.enrolled_at,
                 revoked_at: it.revoked_at,
             },
+            enrolled_by: it.enrolled_by,
         })
     })
     .transpose()
