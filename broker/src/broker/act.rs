@@ -220,8 +220,8 @@ impl Broker {
     ) -> Result<std::result::Result<Vec<String>, Rejection>> {
         let holder = &proven.holder;
         // Whoever approved may still refuse.
-        let mut signed = stored.signatures.iter();
-        if signed.any(|it| it.person == holder.person && it.decision == decision) {
+        let mut there = stored.signatures.iter();
+        if there.any(|it| it.person == holder.person && it.decision == decision) {
             return Ok(Err(Rejection::AlreadySigned));
         }
         if decision == Decision::Approve && !self.is_as_here(terms) {

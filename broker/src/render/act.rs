@@ -88,7 +88,8 @@ fn change_lines(change: &Change, lines: &mut Vec<(&'static str, String)>) {
             ]);
         }
         Change::EnablePerson { handle, groups } => {
-            lines.extend([("enables", format!("{} again", name(handle))), ("groups", list(groups))])
+            lines
+                .extend([("enables", format!("{} again", name(handle))), ("groups", list(groups))]);
         }
         Change::EnrolKey { handle, key } => {
             lines.push(("enrols", format!("a key of {}", name(handle))));
