@@ -49,7 +49,7 @@ test: check check-actions build ## Check and test everything, as CI does
 	@scripts/setup.sh --sk-dummy
 	@AWS_CLI="$$(scripts/setup.sh --print-aws)" POLICY_ORACLE="$$(scripts/setup.sh --print-oracle)" \
 	    SK_DUMMY="$$(scripts/setup.sh --print-sk-dummy)" cargo test --workspace --locked
-	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=5
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=3
 
 .PHONY: check
 check: setup ## Check form, lints, scripts, the example configuration and what its rules decide

@@ -35,6 +35,11 @@ pub const MAX_FILE_BYTES: usize = 4 * 1024 * 1024;
 /// How far apart the clocks of two replicas may be.
 const SKEW: Duration = Duration::MINUTE;
 
+/// As late as another replica's clock may have said that it was. A stranger's file may name the end of all time.
+fn later(at: OffsetDateTime) -> OffsetDateTime {
+    at.saturating_add(SKEW)
+}
+
 /// The file: a DSSE envelope.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema), schema(as = ApprovalExport))]
@@ -338,7 +343,8 @@ impl Verified {
 
     fn stock_check(&self, it: &Signature) -> Option<StockCheck> {
         let second = format_description!("[year][month][day][hour][minute][second]Z");
-        let stamp = |at: OffsetDateTime| at.to_offset(time::UtcOffset::UTC).format(second).ok();
+        let stamp =
+            |at: OffsetDateTime| at.checked_to_offset(time::UtcOffset::UTC)?.format(second).ok();
         let meaning = Meaning::from(it.decision);
         let key = PublicKey::from_openssh(&it.key.public_key).ok()?;
         // Without its comment, which could be anything.
@@ -491,7 +497,7 @@ fn faults_of(it: &Signature, statement: &LeaseStatement) -> Vec<Fault> {
     if let Err(rejection) = check_signer(terms, &signer, it.signed_at) {
         faults.push(Fault::Signature(rejection));
     }
-    if it.signed_at + SKEW < terms.requested_at {
+    if later(it.signed_at) < terms.requested_at {
         faults.push(Fault::BeforeRequest);
     }
     faults
@@ -518,7 +524,7 @@ fn check_state(export: &Export, terms: &LeaseTerms) -> Result<(), Fault> {
         let refused = lease.state == LeaseState::Refused && lease.approved_at.is_none();
         return if refused { Ok(()) } else { Err(Fault::Refused) };
     }
-    let by = lease.approved_at.map(|it| it + SKEW);
+    let by = lease.approved_at.map(later);
     let people: BTreeSet<_> = export
         .signatures
         .iter()
@@ -533,10 +539,10 @@ fn check_state(export: &Export, terms: &LeaseTerms) -> Result<(), Fault> {
     // A time without the one before it, or one that comes before it.
     let times = [lease.approved_at, lease.claimed_at, lease.issued_at];
     let in_order = times.windows(2).all(|it| match (it[0], it[1]) {
-        (Some(first), Some(then)) => first <= then + SKEW,
+        (Some(first), Some(then)) => first <= later(then),
         (first, then) => first.is_some() || then.is_none(),
     });
-    let late = lease.claim_by.zip(lease.claimed_at).is_some_and(|(by, at)| by + SKEW < at);
+    let late = lease.claim_by.zip(lease.claimed_at).is_some_and(|(by, at)| later(by) < at);
     let fits = match lease.state {
         LeaseState::Pending => !approved && !enough,
         LeaseState::Approved | LeaseState::Expired | LeaseState::Failed => approved,
@@ -582,9 +588,10 @@ pub fn check_enrolment(
     if !terms.signers.eligible.contains(&it.signer) {
         return Err(Fault::EnrolmentSigner);
     }
-    let good_from = it.signed_at + Duration::seconds(terms.cool_down_seconds.into());
+    let cool_down = Duration::seconds(terms.cool_down_seconds.into());
+    let good_from = it.signed_at.saturating_add(cool_down);
     if terms.sign_by < it.signed_at
-        || it.signed_at + SKEW < terms.proposed_at
+        || later(it.signed_at) < terms.proposed_at
         || key.enrolled_at < good_from
     {
         return Err(Fault::EnrolmentTime);

@@ -299,7 +299,9 @@ pub(crate) fn pretty(value: &impl serde::Serialize) -> String {
 
 /// RFC 3339 UTC, to the second.
 pub(crate) fn utc(at: OffsetDateTime) -> String {
-    let at = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
+    // In UTC, but for what is later than any time there.
+    let at = at.checked_to_offset(time::UtcOffset::UTC).unwrap_or(at);
+    let at = at.replace_nanosecond(0).unwrap_or(at);
     at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }
 

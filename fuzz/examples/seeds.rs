@@ -7,12 +7,22 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use broker::statement::{LeaseStatement, Meaning};
-use broker::verify::{SK_APPLICATION, UnverifiedSignature, check_signature};
-use broker_fuzz::{MEANINGS, NOW, SIGNED, armor, enrolled};
+use broker::approval::{
+    self as approval_file, Enrolment, Export, Lease, Signature, message, verify,
+};
+use broker::lease::{Assurance, Decision, FreezeKind, LeaseState};
+use broker::statement::act::{
+    Act, ActKind, ActStatement, ActTerms, Change, Evidence, NewKey, NewPerson, TaskStart, Thaw,
+};
+use broker::statement::{Issuer, LeaseStatement, Meaning, Signers};
+use broker::verify::{Demand, SK_APPLICATION, UnverifiedSignature, check_signature};
+use broker_fuzz::{NOW, SIGNED, armor, enrolled};
+use broker_fuzz::{approval, passkey};
 use ed25519_dalek::Signer;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256, Sha512};
+use time::Duration;
+use uuid::Uuid;
 
 /// A touch and a PIN, and the counter.
 const TAIL: [u8; 5] = [0x05, 0, 0, 0, 7];
@@ -104,26 +114,227 @@ fn sshsig(key: &Key, meaning: Meaning, body: &[u8]) -> Vec<u8> {
     [b"SSHSIG", &version[..], &string(&key.public), &head, &string(&signature)].concat()
 }
 
-fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let write = |path: &str, bytes: &[u8]| {
-        let path = root.join(path);
-        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-        fs::write(&path, bytes).expect("written");
+fn write(path: &str, bytes: &[u8]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+    fs::write(&path, bytes).expect("written");
+}
+
+fn public_line(key: &Key) -> String {
+    format!("{} {}", key.kind, STANDARD.encode(&key.public))
+}
+
+/// Real assertions, and the parts of good ones of our own.
+fn passkeys() {
+    for (at, case) in passkey::CASES.iter().enumerate() {
+        let text = case.assertion.to_string();
+        let parsed = UnverifiedSignature::parse(&text).expect("a real one parses");
+        let demand = Demand {
+            meaning: case.meaning(),
+            body: case.body.as_bytes(),
+            origin: &case.origin,
+            assurance: Assurance::Software,
+        };
+        let judged = check_signature(&parsed, &enrolled(&case.key.to_text()), demand, NOW);
+        assert_eq!(judged.is_ok(), case.is_good(), "{}", case.name);
+        write(&format!("seeds/assertion/{at}-{}", case.name.replace(' ', "-")), text.as_bytes());
+    }
+    let client_data = passkey::good_client_data(Meaning::LeaseApproval, SIGNED);
+    write("seeds/client-data/approval", &client_data);
+    write("seeds/client-data/login", &passkey::good_client_data(Meaning::Login, SIGNED));
+    let framed = String::from_utf8(client_data).expect("text").replace("false", "true");
+    write("seeds/client-data/framed", framed.as_bytes());
+    let data = passkey::good_authenticator_data();
+    write("seeds/authenticator-data/verified", &data);
+    for (name, flags) in [("present", 0x01), ("synced", 0x1d), ("extended", 0x85)] {
+        let mut data = data.clone();
+        data[32] = flags;
+        if name == "extended" {
+            // An empty map in CBOR.
+            data.push(0xa0);
+        }
+        write(&format!("seeds/authenticator-data/{name}"), &data);
+    }
+}
+
+fn new_key(key: &Key) -> NewKey {
+    let public_key = public_line(key);
+    let parsed = UnverifiedSignature::parse(&armor(&sshsig(key, Meaning::Login, SIGNED)));
+    NewKey {
+        fingerprint: parsed.expect("ours parses").claimed_fingerprint(),
+        public_key,
+        assurance: Assurance::Verified,
+        evidence: Evidence::Seen,
+    }
+}
+
+fn act(broker: &Issuer, act: Act) -> ActStatement {
+    let cool_down = matches!(&act, Act::AdminChange(it) if it.cools_down());
+    let signer = if act.kind() == ActKind::TaskStart { "alice" } else { "carol" };
+    ActStatement::new(ActTerms {
+        broker: broker.clone(),
+        id: Uuid::from_bytes([3; 16]),
+        act,
+        proposed_by: Some("alice".into()),
+        signers: Signers {
+            eligible: vec![signer.into()],
+            needed: 1,
+            assurance: Assurance::Software,
+        },
+        proposed_at: NOW,
+        sign_by: NOW + Duration::HOUR,
+        cool_down_seconds: if cool_down { 3600 } else { 0 },
+        nonce: "00".repeat(32),
+    })
+    .expect("an act")
+}
+
+/// One of each, and the one that enrols bob's key.
+fn acts(broker: &Issuer, bobs: &Key) -> ActStatement {
+    let handle = || "bob".to_owned();
+    let key = || new_key(bobs);
+    let attested = Evidence::Attested {
+        format: "ssh-sk-attest-v01".into(),
+        attestation: "AA==".into(),
+        challenge: "AA==".into(),
+        certificate_sha256: "00".repeat(32),
+        hardware_is: "a key, \u{202e}or so".into(),
     };
+    let changes = [
+        Change::AddPerson {
+            person: NewPerson {
+                handle: handle(),
+                display_name: "Bob \u{202e}B\u{e9}".into(),
+                email: "bob@example.com".into(),
+                groups: vec!["admins".into(), "signers".into()],
+                key: Some(NewKey { evidence: attested, ..key() }),
+            },
+        },
+        Change::SetGroups { handle: handle(), from: vec!["admins".into()], to: vec![] },
+        Change::DisablePerson { handle: handle(), was_admin: true },
+        Change::EnablePerson { handle: handle() },
+        Change::RevokeKey { handle: handle(), fingerprint: key().fingerprint },
+    ];
+    let task = TaskStart {
+        agent: "demo-agent".into(),
+        sponsor: "alice".into(),
+        task: "T-1".into(),
+        ttl_seconds: 3600,
+    };
+    let thaw = Thaw {
+        freeze_id: Uuid::from_bytes([4; 16]),
+        freeze: FreezeKind::Agent,
+        target: Some("demo-agent".into()),
+        frozen_by: "bob".into(),
+        frozen_because: "it asks\nfor too much".into(),
+        frozen_at: NOW,
+    };
+    let enrols = act(broker, Act::AdminChange(Change::EnrolKey { handle: handle(), key: key() }));
+    write("seeds/act/enrol-key", enrols.bytes());
+    write("seeds/act/task-start", act(broker, Act::TaskStart(task)).bytes());
+    write("seeds/act/thaw", act(broker, Act::Thaw(thaw)).bytes());
+    for (at, change) in changes.into_iter().enumerate() {
+        let bytes = act(broker, Act::AdminChange(change)).bytes().to_vec();
+        write(&format!("seeds/act/change-{at}"), &bytes);
+    }
+    enrols
+}
+
+/// A lease that bob approved with a key that carol enrolled; and one that carol refused with a passkey.
+fn approvals() {
+    let [carols, _, bobs, _] = keys();
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/statement/write");
+    let real = LeaseStatement::from_bytes(fs::read(kept).expect("a statement")).expect("one");
+    let mut terms = real.terms().clone();
+    terms.broker = Issuer { origin: passkey::ORIGIN.into(), instance_key: approval::pin() };
+    let sealed = LeaseStatement::new(terms.clone()).expect("a statement");
+    let enrols = acts(&terms.broker, &bobs);
+    let key = new_key(&bobs);
+    let at = terms.requested_at + Duration::MINUTE;
+    let signature = Signature {
+        person: "bob".into(),
+        decision: Decision::Approve,
+        signed_at: at,
+        signature: armor(&sshsig(&bobs, Meaning::LeaseApproval, sealed.bytes())),
+        assurance: Assurance::Verified,
+        touched: Some(true),
+        verified: Some(true),
+        message: message(Decision::Approve, sealed.bytes()),
+        key: approval_file::Key {
+            public_key: key.public_key,
+            fingerprint: key.fingerprint,
+            assurance: key.assurance,
+            evidence: "seen".into(),
+            enrolled_at: NOW + Duration::HOUR,
+            revoked_at: None,
+            enrolled_by: Some(Enrolment {
+                statement: STANDARD.encode(enrols.bytes()),
+                signature: armor(&sshsig(&carols, Meaning::AdminChange, enrols.bytes())),
+                signer: "carol".into(),
+                public_key: public_line(&carols),
+                signed_at: NOW,
+            }),
+        },
+    };
+    let lease = Lease {
+        id: terms.lease_id,
+        state: LeaseState::Approved,
+        tier: terms.tier,
+        approved_at: Some(at),
+        claim_by: Some(at + Duration::MINUTE),
+        claimed_at: None,
+        issued_at: None,
+        ends_at: None,
+        ended_at: None,
+        end_reason: None,
+    };
+    let approved = Export {
+        instance_key: approval::jwk(),
+        origin: terms.broker.origin.clone(),
+        exported_at: at,
+        lease,
+        statement: STANDARD.encode(sealed.bytes()),
+        signatures: vec![signature],
+    };
+    let mut refused = approved.clone();
+    let client_data = passkey::good_client_data(Meaning::LeaseRefusal, sealed.bytes());
+    let data = passkey::good_authenticator_data();
+    let by_passkey = passkey::sign(&client_data, &data);
+    let carol = &mut refused.signatures[0];
+    carol.person = "carol".into();
+    carol.decision = Decision::Refuse;
+    carol.signature = passkey::assertion(&client_data, &data, &by_passkey);
+    carol.message = message(Decision::Refuse, sealed.bytes());
+    carol.key.public_key = passkey::passkey(false).to_text();
+    carol.key.fingerprint = passkey::passkey(false).fingerprint();
+    carol.key.enrolled_by = None;
+    refused.lease.state = LeaseState::Refused;
+    (refused.lease.approved_at, refused.lease.claim_by) = (None, None);
+    refused.lease.ended_at = Some(at);
+    for (name, export) in [("approved", approved), ("refused", refused)] {
+        let inside = serde_json::to_vec(&export).expect("JSON");
+        let file = approval::seal(export).expect("a file");
+        verify(&file, Some(&approval::pin())).expect("ours verifies");
+        write(&format!("seeds/approval/inside-{name}"), &inside);
+        write(&format!("seeds/approval/file-{name}"), &file);
+    }
+}
+
+fn main() {
+    passkeys();
+    approvals();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut some = String::new();
     for key in keys() {
-        let public = format!("{} {}\n", key.kind, STANDARD.encode(&key.public));
+        let public = public_line(&key) + "\n";
         write(&format!("keys/{}.pub", key.name), public.as_bytes());
-        for meaning in MEANINGS {
+        // What it is kept in and what it means are two things: not each with each.
+        let meanings = if key.name == "ed25519" { Meaning::ALL } else { &[Meaning::LeaseApproval] };
+        for meaning in meanings.iter().copied() {
             let bytes = sshsig(&key, meaning, SIGNED);
             some = armor(&bytes);
-            let demand = broker::verify::Demand {
-                meaning,
-                body: SIGNED,
-                origin: "",
-                assurance: broker::lease::Assurance::Software,
-            };
+            let demand =
+                Demand { meaning, body: SIGNED, origin: "", assurance: Assurance::Software };
             let parsed = UnverifiedSignature::parse(&some).expect("ours parses");
             check_signature(&parsed, &enrolled(&public), demand, NOW).expect("ours verifies");
             let name = format!("{}-{}", key.name, meaning.namespace().replace('@', "-"));

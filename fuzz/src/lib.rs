@@ -3,6 +3,9 @@
 //! The keys' private halves are below, so that `cargo run --example seeds` can make real signatures. A fuzzer that
 //! mutates those gets deep into the verifier, and forges nothing: it does not know how to sign.
 
+pub mod approval;
+pub mod passkey;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use broker::lease::Assurance;
@@ -12,8 +15,6 @@ use time::OffsetDateTime;
 use time::macros::datetime;
 
 pub const NOW: OffsetDateTime = datetime!(2026-01-01 12:10 UTC);
-
-pub const MEANINGS: [Meaning; 3] = [Meaning::LeaseApproval, Meaning::LeaseRefusal, Meaning::Login];
 
 /// What the seeds are signatures over, each meaning one.
 pub const SIGNED: &[u8] = br#"{"what":"signed"}"#;
@@ -49,19 +50,22 @@ fn verifies(
     check_signature(signature, key, demand, NOW).is_ok()
 }
 
-/// Checks an armored signature as the server would, against every key and every body.
+/// Checks a signature's text as the server would, against every key and every body.
 ///
 /// Whatever it is, it is nobody's signature over what nobody has signed. If it is one over what was signed, then it is
 /// by one key, with one meaning, and the key is the one that it claims.
-pub fn judge(armored: &str) {
-    let Ok(signature) = UnverifiedSignature::parse(armored) else { return };
+pub fn judge(text: &str) {
+    let Ok(signature) = UnverifiedSignature::parse(text) else { return };
     let claimed = signature.claimed_fingerprint();
     assert!(claimed.starts_with("SHA256:"));
+    if matches!(signature, UnverifiedSignature::Passkey(_)) {
+        passkey::judge(text, &signature);
+    }
     let mut counted = 0;
     for public_key in PUBLIC_KEYS {
         let key = enrolled(public_key);
         let hardware = public_key.starts_with("sk-");
-        for meaning in MEANINGS {
+        for meaning in Meaning::ALL.iter().copied() {
             for body in UNSIGNED {
                 assert!(
                     !verifies(&signature, &key, meaning, body, Assurance::Software),
@@ -97,9 +101,16 @@ pub fn armor(bytes: &[u8]) -> String {
 /// What a signer is shown. They see all of it, and nothing that it draws.
 pub fn shown(sealed: &LeaseStatement) -> String {
     let text = broker::render::statement(sealed);
+    draws_nothing(&text);
+    text
+}
+
+/// Text moves no cursor and turns no letters around.
+pub fn draws_nothing(text: &str) {
     let bidi = ['\u{200e}'..='\u{200f}', '\u{202a}'..='\u{202e}', '\u{2066}'..='\u{2069}'];
-    let draws = |it: char| it.is_control() || bidi.iter().any(|marks| marks.contains(&it));
+    let draws = |it: char| {
+        it.is_control() || it == '\u{61c}' || bidi.iter().any(|marks| marks.contains(&it))
+    };
     let drawn = text.chars().find(|it| *it != '\n' && draws(*it));
     assert_eq!(drawn, None, "in {text}");
-    text
 }

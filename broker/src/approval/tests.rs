@@ -307,6 +307,28 @@ fn state_and_times_say_what_the_signatures_say() {
 }
 
 #[test]
+fn a_time_at_the_end_of_all_time_panics_nothing() {
+    // The second is later than any time in UTC.
+    for end in [datetime!(9999-12-31 23:59:59 UTC), datetime!(9999-12-31 23:59:59 -1)] {
+        let spoilt = |spoil: fn(&mut Export, OffsetDateTime)| {
+            let mut export = export(&instance());
+            spoil(&mut export, end);
+            verify(&file(&export, &instance()), None)
+        };
+        assert!(spoilt(|it, end| it.signatures[0].signed_at = end).is_err());
+        assert!(spoilt(|it, end| it.lease.issued_at = Some(end)).is_err());
+        assert!(spoilt(|it, end| it.lease.approved_at = Some(end)).is_ok());
+        let late = spoilt(|it, end| {
+            it.lease.claimed_at = it.lease.approved_at;
+            it.lease.claim_by = Some(end);
+        });
+        assert!(late.is_ok());
+        let revoked = spoilt(|it, end| it.signatures[0].key.revoked_at = Some(end)).unwrap();
+        assert!(revoked.for_ssh_keygen().len() <= 1);
+    }
+}
+
+#[test]
 fn what_goes_to_ssh_keygen_is_one_line_whatever_is_in_the_key() {
     let mut export = export(&instance());
     export.signatures[0].key.public_key.push_str(" bob@laptop");
