@@ -13,6 +13,7 @@ mod failing;
 mod hardware;
 mod narrowing;
 mod oracle;
+mod people;
 mod processes;
 mod races;
 mod record;
