@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole product in seven steps, on this machine, without an account: starts `brokerd dev` in a
+# The whole product in nine steps, on this machine, without an account: starts `brokerd dev` in a
 # directory of its own, asks, is refused, signs, writes, reads the history, and leaves nothing behind.
 #
 #   make demo
@@ -167,7 +167,7 @@ chmod 711 "$scratch"
 start
 
 mkdir "$scratch/bin" "$scratch/home"
-ln -s "$programs/broker" "$postgres/psql" "$scratch/bin/"
+ln -s "$programs/broker" "$programs/brokerd" "$postgres/psql" "$scratch/bin/"
 printf '#!/bin/sh\nexec "%s" "$@"\n' "$aws_cli" >"$scratch/bin/aws"
 chmod 755 "$scratch/bin/aws"
 set -a
@@ -249,6 +249,28 @@ agent "echo gone | broker exec --lease $lease -- aws s3 cp - s3://prod-app-data/
 aws_refuses PutObject 'what was signed is what AWS enforces: the same credentials write no other object'
 database_says "select cardinality(access_key_ids) from lease_history where id = '$lease'" 1 \
     'one approval, one session: those were the credentials of before, for the rest of their 15 minutes'
+
+heading 'The approval leaves as one file, which anybody checks without the broker'
+run_as bob "broker approval export $lease -f approval.json && broker audit verify approval.json -o text"
+exits 0 'what bob signed, his key, and that it covers these very bytes'
+run_as auditor 'sed "s/A/B/" approval.json >forged.json; broker audit verify forged.json -o text'
+exits 4 'one changed letter, and it is not valid'
+
+heading 'Who may sign is itself signed'
+run_as operator "brokerd person --config $scratch/dev/config groups dave --add production-signers"
+exits 0 'on the server an operator proposes, and nothing more'
+change=$(sed -n 's/^  statement  *\([0-9a-f-]\{36\}\)$/\1/p' "$scratch/said" | head -n 1)
+[ -n "$change" ] || fail "step $step: the proposal names no statement"
+run_as dave "broker sign $change --key \$BROKER_KEYS/dave -o text"
+exits 4 'dave does not make himself a signer'
+database_says "select 'production-signers' = any (groups) from people where handle = 'dave'" f 'he is none yet'
+run_as erin "broker sign $change --key \$BROKER_KEYS/erin -o text"
+exits 0 'another admin does; here at once, elsewhere after a day in which it can be refused'
+database_says "select 'production-signers' = any (groups) from people where handle = 'dave'" t 'now he is one'
+agent 'broker task start --agent helper --task OPS-8 -o text'
+exits 2 'a token starts no task: that takes a person and their key'
+run_as alice 'broker task start --agent helper --task OPS-8 --write-token helper.token --key $BROKER_KEYS/alice'
+exits 0 'its sponsor has, and answers for it'
 
 heading 'What happened, for whoever writes SQL'
 run_as ops 'psql "$BROKER_OPS_DATABASE_URL" -X -P border=0 -P footer=off -c "
