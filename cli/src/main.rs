@@ -110,6 +110,8 @@ impl Command {
             Self::Credentials(_) => Format::CredentialProcess,
             // Standard output is the child's.
             Self::Exec(_) => Format::Text,
+            // The token alone, for a shell's `$(…)`.
+            Self::Task(act::TaskCommand::Start(_)) => Format::Text,
             Self::Login(args) if args.as_json => Format::Json,
             _ if std::io::stdout().is_terminal() => Format::Text,
             _ => Format::Json,

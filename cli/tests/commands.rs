@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use broker::lease::{ActionClass, Assurance, Environment, LeaseId, Tier};
+use broker::lease::{ActionClass, Assurance, Environment, FreezeKind, LeaseId, Tier};
+use broker::statement::act::{Act, ActStatement, ActTerms, Change, TaskStart, Thaw};
 use broker::statement::{
     Account, ActionTerms, AgentTerms, AgentWords, AssumeRole, Conditions, Issuer, LeaseStatement,
     LeaseTerms, Meaning, Rules, Signers, session_policy, sha256_hex,
@@ -696,7 +697,10 @@ struct Desk {
 
 impl Desk {
     fn of(sealed: &LeaseStatement) -> Self {
-        let (url, seen) = signing_server(statement_answer(sealed));
+        Self::at(signing_server(statement_answer(sealed)))
+    }
+
+    fn at((url, seen): (String, Seen)) -> Self {
         let (home, key, _) = home_with_key();
         let key = key.to_str().unwrap().to_owned();
         assert_exit(&broker(&url, home.path(), &["login", "--key", &key]).output().unwrap(), 0);
@@ -743,9 +747,23 @@ impl Desk {
     #[track_caller]
     fn assert_nothing_was_signed(&self, output: &Output) {
         assert_exit(output, 2);
+        self.assert_no_signature(output);
+    }
+
+    #[track_caller]
+    fn assert_no_signature(&self, output: &Output) {
         assert!(!self.home.path().join("ran").exists(), "ssh-keygen ran: {}", out(output));
-        let sent = self.seen.lock().unwrap().iter().any(|it| it.line.ends_with("/signatures"));
-        assert!(!sent, "{}", out(output));
+        let sends =
+            |it: &Request| it.line.ends_with("/signatures") || it.line == "POST /v1/statements";
+        assert!(!self.seen.lock().unwrap().iter().any(sends), "{}", out(output));
+    }
+
+    /// Runs `broker` as one who is logged in and whose configuration names the key: it signs for nothing else first.
+    fn run(&self, args: &[&str]) -> Output {
+        let config = self.home.path().join(".config/broker");
+        std::fs::create_dir_all(&config).unwrap();
+        std::fs::write(config.join("config.toml"), format!("key = \"{}\"\n", self.key)).unwrap();
+        self.command(env!("CARGO_BIN_EXE_broker")).args(args).output().unwrap()
     }
 }
 
@@ -828,11 +846,10 @@ fn lists_for_signers_show_the_code_of_everything_but_what_destroys() {
     let mut destructive = lease("pending");
     destructive["tier"] = json!("destructive");
     for (lease, shown) in [(lease("pending"), true), (destructive, false)] {
-        let (url, _) = serve(move |_, request| {
-            if request.line == "GET /v1/statements" {
-                return Answer::Json(200, json!({ "statements": [] }));
-            }
-            Answer::Json(200, json!({ "leases": [lease.clone()], "next_cursor": null }))
+        let (url, _) = serve(move |_, request| match request.line.as_str() {
+            // An agent has no statements to sign.
+            "GET /v1/statements" => problem("unauthenticated", 401),
+            _ => Answer::Json(200, json!({ "leases": [lease.clone()], "next_cursor": null })),
         });
         let output = run(&url, &["pending", "-o", "text"]);
         assert_exit(&output, 0);
@@ -955,11 +972,211 @@ fn login_prints_no_token_and_readers_use_the_session_when_there_is_no_agents_tok
     assert_exit(&broker(&url, home.path(), &["lease", "--scope", "s"]).output().unwrap(), 8);
 }
 
-// ----------------------------------------------------------------------------------------------------------- attacks
+// ---------------------------------------------------------------------------------------------- acts of authority
+
+const FREEZE: &str = "01920000-0000-7000-8000-00000000000f";
+const FINGERPRINT: &str = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+const START: [&str; 8] = ["task", "start", "--agent", "coder", "--task", "OPS-9", "--ttl", "1h"];
+
+fn coders_task() -> TaskStart {
+    TaskStart {
+        agent: "coder".into(),
+        sponsor: "bob".into(),
+        task: "OPS-9".into(),
+        ttl_seconds: 3600,
+    }
+}
+
+fn thaw_of(freeze: &str) -> Act {
+    Act::Thaw(Thaw {
+        freeze_id: freeze.parse().unwrap(),
+        freeze: FreezeKind::All,
+        target: None,
+        frozen_by: "erin".into(),
+        frozen_because: "it runs wild".into(),
+        frozen_at: datetime!(2026-01-01 11:00 UTC),
+    })
+}
+
+fn revocation_of(fingerprint: &str) -> Act {
+    Act::AdminChange(Change::RevokeKey { handle: "bob".into(), fingerprint: fingerprint.into() })
+}
+
+/// An act that bob signs.
+fn drawn_up(act: Act) -> ActStatement {
+    let of_others = matches!(&act, Act::AdminChange(it) if !it.is_ones_own());
+    ActStatement::new(ActTerms {
+        broker: Issuer { origin: "http://localhost:8750".into(), instance_key: "kid".into() },
+        id: ID.parse().unwrap(),
+        act,
+        proposed_by: (!of_others).then(|| "bob".into()),
+        signers: Signers {
+            eligible: vec!["bob".into()],
+            needed: 1,
+            assurance: Assurance::Software,
+        },
+        proposed_at: datetime!(2026-01-01 12:00 UTC),
+        sign_by: datetime!(2026-01-01 12:10 UTC),
+        cool_down_seconds: 0,
+        nonce: "ab".repeat(32),
+    })
+    .unwrap()
+}
+
+fn act_answer(kind: &str, statement: &[u8]) -> Value {
+    json!({
+        "id": ID, "kind": kind, "state": "proposed", "statement": STANDARD.encode(statement),
+        "sha256": sha256_hex(statement), "short_code": "WERC-8GMR", "about": "bob", "proposed_by": "bob",
+        "proposed_at": "2026-01-01T12:00:00Z", "sign_by": "2026-01-01T12:10:00Z", "eligible_signers": ["bob"],
+        "signatures": [], "signed_at": null, "effective_at": null, "ended_at": null, "end_reason": null,
+    })
+}
+
+/// A server that draws this up whatever it is asked for, and takes every signature.
+fn acting_server(act: Value) -> (String, Seen) {
+    serve(move |_, request| match request.line.as_str() {
+        "POST /v1/login/nonce" => {
+            Answer::Json(200, json!({ "nonce": "n0nce", "expires_at": "2100-01-01T00:00:00Z" }))
+        }
+        "POST /v1/login" => Answer::Json(
+            200,
+            json!({ "person": "bob", "token": "bobs-token", "expires_at": "2100-01-01T00:00:00Z" }),
+        ),
+        "POST /v1/statements/drafts" => Answer::Json(201, act.clone()),
+        "POST /v1/statements" => {
+            let mut signed = act.clone();
+            signed["state"] = json!("done");
+            if signed["kind"] == "task-start" {
+                signed["task"] = json!({
+                    "id": ID, "agent": "coder", "sponsor": "bob", "task": "OPS-9", "token": "coders-token",
+                    "expires_at": "2026-01-01T13:00:00Z",
+                });
+            }
+            Answer::Json(200, signed)
+        }
+        line if line.starts_with("GET /v1/statements/") => Answer::Json(200, act.clone()),
+        _ => problem("not-found", 404),
+    })
+}
+
+#[test]
+fn what_was_asked_for_is_drawn_up_shown_and_signed() {
+    let sealed = drawn_up(Act::TaskStart(coders_task()));
+    let desk = Desk::at(acting_server(act_answer("task-start", sealed.bytes())));
+    let output = desk.run(&START);
+    assert_exit(&output, 0);
+    assert_eq!(out(&output), "coders-token\n");
+    for part in ["You are about to APPROVE", &sealed.short_code(), "a task of agent coder"] {
+        assert!(err(&output).contains(part), "{part} is missing from {}", err(&output));
+    }
+    let seen = desk.seen.lock().unwrap().clone();
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    assert_eq!(
+        seen[0].body,
+        json!({ "kind": "task-start", "agent": "coder", "task": "OPS-9", "ttl_seconds": 3600 })
+    );
+    assert_eq!(seen[0].headers["authorization"], "Bearer bobs-token");
+    assert!(!seen[1].headers.contains_key("authorization"));
+    assert_eq!(seen[1].body["statement_sha256"], sealed.sha256());
+    let public_key = std::fs::read_to_string(format!("{}.pub", desk.key)).unwrap();
+    let key = EnrolledKey {
+        public_key: public_key.trim().to_owned(),
+        assurance: Assurance::Software,
+        enrolled_at: datetime!(2026-01-01 12:00 UTC),
+        revoked_at: None,
+    };
+    assert_signed(&seen[1].body["signature"], &key, Meaning::TaskStart, sealed.bytes());
+}
+
+#[test]
+fn a_statement_of_something_else_than_was_asked_is_not_signed() {
+    let task = |change: &dyn Fn(&mut TaskStart)| {
+        let mut task = coders_task();
+        change(&mut task);
+        drawn_up(Act::TaskStart(task)).bytes().to_vec()
+    };
+    let asked = task(&|_| {});
+    let bytes = |act: Act| drawn_up(act).bytes().to_vec();
+    let lease = sealed(Tier::Destructive).bytes().to_vec();
+    let thaw = ["thaw", FREEZE];
+    let revoke = ["key", "revoke", FINGERPRINT];
+    let other_key = FINGERPRINT.replace('A', "B");
+    let cases: [(&str, &[&str], Vec<u8>); 11] = [
+        ("another agent", &START, task(&|it| it.agent = "coder2".into())),
+        ("longer", &START, task(&|it| it.ttl_seconds = 28_800)),
+        ("another task", &START, task(&|it| it.task = "OPS-10".into())),
+        ("a thaw", &START, bytes(thaw_of(FREEZE))),
+        ("a change of people", &START, bytes(revocation_of(FINGERPRINT))),
+        ("a lease", &START, lease.clone()),
+        ("another freeze", &thaw, bytes(thaw_of(ID))),
+        ("a task for a thaw", &thaw, asked.clone()),
+        ("a lease for a thaw", &thaw, lease.clone()),
+        ("another key", &revoke, bytes(revocation_of(&other_key))),
+        (
+            "another change",
+            &revoke,
+            bytes(Act::AdminChange(Change::EnablePerson {
+                handle: "mallory".into(),
+                groups: vec![],
+            })),
+        ),
+    ];
+    for (what, args, statement) in cases {
+        // Whatever it says that it is.
+        for kind in ["task-start", "thaw", "admin-change"] {
+            let desk = Desk::at(acting_server(act_answer(kind, &statement)));
+            let output = desk.run(args);
+            assert_exit(&output, 1);
+            assert_eq!(desk.seen.lock().unwrap().len(), 1, "{what}: asked once");
+            assert!(err(&output).contains("not signed"), "{what}: {}", err(&output));
+            desk.assert_no_signature(&output);
+        }
+    }
+    // What was asked for, and another name or digest on it.
+    let other = "01920000-0000-7000-8000-000000000002";
+    for (field, value) in [("id", other), ("sha256", &"00".repeat(32)), ("statement", "***")] {
+        let mut answer = act_answer("task-start", &asked);
+        answer[field] = json!(value);
+        let desk = Desk::at(acting_server(answer));
+        let output = desk.run(&START);
+        assert_exit(&output, 1);
+        desk.assert_no_signature(&output);
+    }
+}
+
+/// Nor under an id that a person was given: a lease would be approved here without its code being asked for.
+#[test]
+fn what_is_under_an_id_is_that_statement_and_no_lease() {
+    let change = drawn_up(revocation_of(FINGERPRINT));
+    let desk = Desk::at(acting_server(act_answer("admin-change", change.bytes())));
+    let other = "01920000-0000-7000-8000-000000000002";
+    let output = desk.run(&["sign", other]);
+    assert_exit(&output, 1);
+    desk.assert_no_signature(&output);
+    let refused = desk.run(&["sign", ID, "--refuse", "--reason", "not now"]);
+    assert_exit(&refused, 0);
+    assert_eq!(desk.seen.lock().unwrap().last().unwrap().body["reason"], "not now");
+
+    for tier in [Tier::ProductionWrite, Tier::Destructive] {
+        let lease = sealed(tier);
+        let desk = Desk::at(acting_server(act_answer("admin-change", lease.bytes())));
+        let output = desk.run(&["sign", ID]);
+        assert_exit(&output, 1);
+        desk.assert_no_signature(&output);
+        // Not even its bytes leave, for a signature elsewhere.
+        let printed = desk.run(&["sign", ID, "--print"]);
+        assert_exit(&printed, 1);
+        assert!(!out(&printed).contains("DSSEv1"), "{}", out(&printed));
+    }
+    let task = drawn_up(Act::TaskStart(coders_task()));
+    let desk = Desk::at(acting_server(act_answer("task-start", task.bytes())));
+    let output = desk.run(&["sign", ID, "--refuse", "--reason", "never"]);
+    assert_exit(&output, 2);
+    desk.assert_no_signature(&output);
+}
 
 /// A server that draws up the task `T-1` of `coder`, and answers the signature with `token`; without one it refuses.
 fn task_server(token: Option<&'static str>) -> (String, Seen) {
-    use broker::statement::act::{Act, ActStatement, ActTerms, TaskStart};
     let act = Act::TaskStart(TaskStart {
         agent: "coder".into(),
         sponsor: "bob".into(),

@@ -95,7 +95,8 @@ async fn sponsors_start_and_end_tasks(dev: &Dev) {
     let alice = dev.key("alice");
     let start = ["task", "start", "--agent", "coder", "--task", "OPS-9", "--key", &alice];
     let with = |more: &[&'static str]| -> Vec<&str> { [&start[..], more].concat() };
-    let started = person(dev, "alice", &with(&["-o", "text"])).await.ended(0);
+    // As for a shell's `$(…)`.
+    let started = person(dev, "alice", &with(&[])).await.ended(0);
     let started = started.says("a task of agent coder").says("it approves nothing");
     let token = started.out.trim();
     let me = agent(dev, token, &["whoami"]).await.ended(0).json();
@@ -117,7 +118,7 @@ async fn sponsors_start_and_end_tasks(dev: &Dev) {
     // Whoever names a key is the one whose key it is, whoever logged in before.
     let bob = dev.key("bob");
     let args = ["task", "start", "--agent", "coder", "--task", "x", "--key", &bob];
-    let bobs = person(dev, "alice", &args).await.ended(0).json();
+    let bobs = person(dev, "alice", &[&args[..], &["-o", "json"]].concat()).await.ended(0).json();
     assert_eq!(bobs["sponsor"], "bob");
 
     let file = dev.dir.join("coder.token");
