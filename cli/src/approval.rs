@@ -55,7 +55,8 @@ pub(crate) struct VerifyArgs {
     /// What `broker approval export` wrote
     file: PathBuf,
     /// Key id of the instance that has to have sealed it
-    #[arg(long, value_name = "KEYID")]
+    // One in 64 begins with a dash.
+    #[arg(long, value_name = "KEYID", allow_hyphen_values = true)]
     instance_key: Option<String>,
     /// Write messages, signatures and keys there, for `ssh-keygen -Y verify`
     #[arg(long, value_name = "DIR")]

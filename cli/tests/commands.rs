@@ -453,6 +453,16 @@ fn an_explanation_is_asked_for_once_and_exits_0_whatever_it_says() {
     assert_eq!(serde_json::from_str::<Value>(&out(&output)).unwrap()["session_policy"], "{}");
 }
 
+/// Base64url, which one in 64 begins with a dash.
+#[test]
+fn any_key_id_can_be_demanded_of_an_export() {
+    for id in ["-bcDEF", "--cDEF", "abcDEF"] {
+        let output = run("", &["audit", "verify", "/nonexistent", "--instance-key", id]);
+        assert_exit(&output, 2);
+        assert!(err(&output).contains("/nonexistent cannot be read"), "{id}: {}", err(&output));
+    }
+}
+
 fn sealed(tier: Tier) -> LeaseStatement {
     let actions = vec![ActionTerms {
         action: "s3:PutObject".into(),
