@@ -80,7 +80,7 @@ pub(crate) struct SignArgs {
     signature: Option<PathBuf>,
 }
 
-/// Lists the leases that wait for a signature
+/// Lists what waits for a signature: leases, and for people what else concerns them
 #[derive(Args)]
 pub(crate) struct PendingArgs {
     /// Go on until Ctrl-C
