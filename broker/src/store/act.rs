@@ -324,7 +324,8 @@ pub async fn sign_act(
     Ok(Counted::Yes)
 }
 
-/// Does what was signed and has cooled down; or, `why` not, ends it. `false` if somebody was faster.
+/// Does what was signed and has cooled down; or ends it, if there is a reason why not. Nothing happens if somebody was
+/// faster.
 pub async fn finish_act(
     pool: &PgPool,
     scribe: &Scribe,
