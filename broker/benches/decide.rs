@@ -48,7 +48,7 @@ fn catalogue(count: usize, actions: usize) -> Catalogue {
         );
     }
     let home = toml::from_str("accounts = [\"999999999999\"]").expect("a home");
-    let home = Home::build(&home).expect("a home");
+    let home = Home::build(&home, &[]).expect("a home");
     Catalogue::build(toml::from_str(&text).expect("scopes"), &text, home, false).expect("they load")
 }
 

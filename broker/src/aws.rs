@@ -1,262 +1,72 @@
-//! Turns a warrant into AWS credentials. The only module that talks to AWS.
+//! The only module that talks to AWS: as the minter, the revoker or the doctor, each with credentials of its own.
 
-use std::error::Error as _;
+pub mod mint;
 
+use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::retry::RetryConfig;
+use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_sts::config::SharedCredentialsProvider;
-use aws_sdk_sts::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
-use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
-use aws_sdk_sts::types::Tag;
-use secrecy::SecretString;
-use time::{Duration, OffsetDateTime};
 
-use crate::clock::Clock;
-use crate::store::Warrant;
+pub use self::mint::{MintError, Minted, Sts};
+use crate::config::{Aws, Principal};
 
-/// How far AWS's clock and ours may be apart.
-const SKEW: Duration = Duration::minutes(1);
-/// How often a call is made anew when STS throttled it or was never reached.
-const ATTEMPTS: u32 = 3;
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+/// The inline policy on each role that stops sessions. The revoker alone writes it.
+pub const STOP_POLICY: &str = "broker-stopped";
+/// What a role lets the broker's own probe do, to see whether a stop is in effect: it tells whose account an access key id
+/// belongs to, and nothing else. (`sts:GetCallerIdentity` cannot serve: it is always allowed.)
+pub const PROBE_ACTION: &str = "sts:GetAccessKeyInfo";
 
-/// The STS client, with the SDK's own retries off: a call whose outcome nobody knows must not be made twice.
-#[derive(Clone, Debug)]
-pub struct Sts {
-    client: aws_sdk_sts::Client,
-    clock: Clock,
-}
-
-/// Where STS is and who we are to it. What is `None` comes from the environment, as in every AWS tool.
-#[derive(Debug, Default)]
-pub struct StsOptions {
+/// Where AWS is and who we are to it. What is `None` comes from the configuration or the environment, as in every AWS tool.
+#[derive(Clone, Debug, Default)]
+pub struct AwsOptions {
     pub endpoint: Option<String>,
+    /// The minter's.
     pub credentials: Option<SharedCredentialsProvider>,
 }
 
-/// What STS minted, checked against what was asked for.
-#[derive(Debug)]
-pub struct Minted {
-    pub access_key_id: String,
-    pub secret_access_key: SecretString,
-    pub session_token: SecretString,
-    pub expires_at: OffsetDateTime,
+/// Makes the configuration of AWS clients, with the SDK's own retries off: a call whose outcome nobody knows must not be
+/// made twice.
+#[derive(Clone, Debug)]
+pub struct Access {
+    pub settings: Aws,
+    options: AwsOptions,
 }
 
-/// Why there are no credentials. The text may go into our tables: it holds nothing secret.
-#[derive(Debug, thiserror::Error)]
-pub enum MintError {
-    #[error("STS was not reached: {0}")]
-    Unreachable(String),
-    #[error("STS throttled the request")]
-    Throttled,
-    #[error("{0}; whether AWS minted is unknown, and counts as used")]
-    Unknown(String),
-    /// STS's own words name our principal: they go to the log, not into tables or answers.
-    #[error("STS refused: {code}")]
-    Refused { code: String, message: String },
-    /// Session policy and tags together, once AWS has packed them; how it packs is not published.
-    #[error("STS found the session policy and tags too large{}", .percent.as_ref().map(|it| format!(", {it} of the room there is")).unwrap_or_default())]
-    TooLarge { percent: Option<String> },
-    #[error("STS answered something else than was asked: {what}")]
-    Wrong {
-        what: &'static str,
-        /// The session may exist at AWS: this is its key.
-        access_key_id: Option<String>,
-    },
-}
-
-impl MintError {
-    /// The key id of a session that AWS may have minted all the same.
-    pub fn access_key_id(&self) -> Option<&str> {
-        match self {
-            Self::Wrong { access_key_id, .. } => access_key_id.as_deref(),
-            _ => None,
-        }
+impl Access {
+    pub fn new(settings: Aws, options: AwsOptions) -> Self {
+        Self { settings, options }
     }
 
-    fn worth_another_try(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Throttled)
-    }
-}
-
-impl Sts {
-    pub async fn new(
-        region: String,
-        timeout: std::time::Duration,
-        options: StsOptions,
-        clock: Clock,
-    ) -> Self {
+    /// For calls as `principal`, in `account` if that is not its own.
+    pub async fn load(&self, principal: &Principal, account: Option<&str>) -> SdkConfig {
+        let timeout = self.settings.call_timeout.std();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new(region))
+            .region(Region::new(self.settings.region.clone()))
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::builder().operation_timeout(timeout).build());
-        if let Some(endpoint) = options.endpoint {
+        if let Some(endpoint) = &self.options.endpoint {
             loader = loader.endpoint_url(endpoint);
         }
-        if let Some(credentials) = options.credentials {
-            loader = loader.credentials_provider(credentials);
-        }
-        Self { client: aws_sdk_sts::Client::new(&loader.load().await), clock }
-    }
-
-    /// Mints the credentials that `warrant` entitles its agent to.
-    pub async fn mint(&self, warrant: &Warrant) -> Result<Minted, MintError> {
-        let mut attempt = 1;
-        loop {
-            let answer = self.assume_role(warrant).await;
-            match answer {
-                Err(error) if attempt < ATTEMPTS && error.worth_another_try() => {
-                    tokio::time::sleep(PAUSE * attempt).await;
-                    attempt += 1;
-                }
-                Err(error) => return Err(error),
-                Ok(answer) => return check(warrant, answer, self.clock.now()),
+        let given = self.options.credentials.clone();
+        if let Some(given) = given.filter(|_| *principal == self.settings.minter) {
+            loader = loader.credentials_provider(given);
+        } else if let Some(profile) = &principal.profile {
+            let mut provider = ProfileFileCredentialsProvider::builder().profile_name(profile);
+            if let Some(file) = &self.settings.credentials_file {
+                let only =
+                    EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, file);
+                provider = provider.profile_files(only.build());
             }
+            loader = loader.credentials_provider(provider.build());
         }
-    }
-
-    async fn assume_role(&self, warrant: &Warrant) -> Result<AssumeRoleOutput, MintError> {
-        let input = warrant.assume_role();
-        let duration = i32::try_from(input.duration_seconds).expect("at most twelve hours");
-        let tags = input.tags.iter().map(|(key, value)| {
-            Tag::builder().key(key).value(value).build().expect("a tag has a key and a value")
-        });
-        let request = self
-            .client
-            .assume_role()
-            .role_arn(&input.role_arn)
-            .role_session_name(warrant.session_name())
-            .set_external_id(input.external_id.clone())
-            .policy(&input.policy)
-            .duration_seconds(duration)
-            .set_tags(Some(tags.collect()))
-            .source_identity(&input.source_identity);
-        request.send().await.map_err(|error| describe(&error))
-    }
-}
-
-/// The `112%` of "Packed size of session tags consumes 112% of allotted space."
-fn percent(message: &str) -> Option<String> {
-    let word = message.split_whitespace().find(|it| it.ends_with('%'))?;
-    let number = word.strip_suffix('%')?;
-    ((1..=5).contains(&number.len()) && number.bytes().all(|it| it.is_ascii_digit()))
-        .then(|| word.to_owned())
-}
-
-/// Sorts the SDK's errors by the only thing that matters: may STS have minted?
-fn describe(error: &SdkError<AssumeRoleError>) -> MintError {
-    match error {
-        SdkError::ServiceError(service) => {
-            let code = service.err().code().unwrap_or("without a code").to_owned();
-            if matches!(
-                code.as_str(),
-                "Throttling" | "ThrottlingException" | "RequestLimitExceeded"
-            ) {
-                return MintError::Throttled;
-            }
-            // An answer that cannot be read may have been a yes.
-            let status = service.raw().status();
-            if !status.is_client_error() || service.err().code().is_none() {
-                return MintError::Unknown(format!("STS answered {status}: {code}"));
-            }
-            let message = service.err().message().unwrap_or_default();
-            if matches!(code.as_str(), "PackedPolicyTooLarge" | "PackedPolicyTooLargeException") {
-                return MintError::TooLarge { percent: percent(message) };
-            }
-            let message = message.chars().take(300).collect();
-            MintError::Refused { code, message }
-        }
-        SdkError::ConstructionFailure(_) => MintError::Unreachable(text(error)),
-        SdkError::DispatchFailure(_) if connection_refused(error) => {
-            MintError::Unreachable(text(error))
-        }
-        SdkError::TimeoutError(_) => MintError::Unknown("STS did not answer in time".to_owned()),
-        SdkError::ResponseError(_) => MintError::Unknown("STS's answer cannot be read".to_owned()),
-        _ => MintError::Unknown(format!("the call to STS broke off: {}", text(error))),
-    }
-}
-
-fn text(error: &SdkError<AssumeRoleError>) -> String {
-    DisplayErrorContext(error).to_string()
-}
-
-/// Only a refused connection proves that no request arrived.
-fn connection_refused(error: &SdkError<AssumeRoleError>) -> bool {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<std::io::Error>()
-            && io.kind() == std::io::ErrorKind::ConnectionRefused
-        {
-            return true;
-        }
-        source = cause.source();
-    }
-    false
-}
-
-/// Distrusts the cloud's answer: what was minted must be what was asked for.
-fn check(
-    warrant: &Warrant,
-    answer: AssumeRoleOutput,
-    now: OffsetDateTime,
-) -> Result<Minted, MintError> {
-    let input = warrant.assume_role();
-    let Some(minted) = answer.credentials else {
-        return Err(MintError::Wrong { what: "no credentials", access_key_id: None });
-    };
-    let key = minted.access_key_id;
-    if !(16..=128).contains(&key.len())
-        || !key.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'_')
-    {
-        return Err(MintError::Wrong {
-            what: "an access key id of another form",
-            access_key_id: None,
-        });
-    }
-    let wrong = |what| Err(MintError::Wrong { what, access_key_id: Some(key.clone()) });
-    if minted.secret_access_key.is_empty() || minted.session_token.is_empty() {
-        return wrong("credentials without a secret");
-    }
-    let Ok(expires_at) = OffsetDateTime::from_unix_timestamp(minted.expiration.secs()) else {
-        return wrong("an expiry beyond time");
-    };
-    let wanted = now + Duration::seconds(input.duration_seconds.into());
-    if expires_at < wanted - SKEW || wanted + SKEW < expires_at {
-        return wrong("another duration");
-    }
-    let suffix = format!("/{}", warrant.session_name());
-    let role = input.role_arn.rsplit('/').next().unwrap_or_default();
-    let arn = answer.assumed_role_user.map(|it| it.arn).unwrap_or_default();
-    let assumed = arn.strip_suffix(&suffix).and_then(|it| it.rsplit('/').next());
-    if assumed != Some(role) {
-        return wrong("another role or session name");
-    }
-    if answer.source_identity.as_ref().is_some_and(|it| *it != input.source_identity) {
-        return wrong("another source identity");
-    }
-    Ok(Minted {
-        access_key_id: key,
-        secret_access_key: minted.secret_access_key.into(),
-        session_token: minted.session_token.into(),
-        expires_at,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_the_cloud_words_only_a_percentage_is_repeated() {
-        let said = |message| percent(message);
-        assert_eq!(
-            said("Packed size of session tags consumes 112% of allotted space.").as_deref(),
-            Some("112%")
-        );
-        for other in ["", "arn:aws:iam::111122223333:role/x%", "1234567%", "%", "1.5%"] {
-            assert_eq!(said(other), None, "{other}");
-        }
+        let config = loader.load().await;
+        let arn = account.map(|it| principal.arn_in(it)).filter(|it| *it != principal.arn);
+        let Some(arn) = arn else { return config };
+        let assumed = AssumeRoleProvider::builder(arn).session_name("broker").configure(&config);
+        let provider = SharedCredentialsProvider::new(assumed.build().await);
+        config.into_builder().credentials_provider(provider).build()
     }
 }

@@ -661,7 +661,7 @@ signers = { groups = ["ops"], assurance = "present" }
     pub(crate) fn load(text: &str) -> Result<Catalogue, String> {
         let home: HomeFile = toml::from_str(HOME).unwrap();
         let file = toml::from_str(text).map_err(|error| error.to_string())?;
-        Catalogue::build(file, text, Home::build(&home).unwrap(), false)
+        Catalogue::build(file, text, Home::build(&home, &[]).unwrap(), false)
     }
 
     fn scope(actions: &str, resources: &str, more: &str) -> Result<Scope, String> {
@@ -761,9 +761,11 @@ signers = { groups = ["ops"], assurance = "present" }
                 "s3:us-east-1:111122223333:accesspoint/any/object/x",
             ),
         ] {
-            let home =
-                Home::build(&toml::from_str(&format!("resources = [\"arn:aws:{own}\"]")).unwrap())
-                    .unwrap();
+            let home = Home::build(
+                &toml::from_str(&format!("resources = [\"arn:aws:{own}\"]")).unwrap(),
+                &[],
+            )
+            .unwrap();
             let text = format!(
                 "{head}[[scope]]\nname = \"s\"\ndescription = \"\"\naccount = \"111122223333\"\nregions = [\"us-east-1\"]\nrole = \"r\"\nactions = [\"{action}\"]\nresources = [\"arn:aws:{resource}\"]\nsigners = {{ groups = [\"ops\"] }}\n"
             );
@@ -777,7 +779,7 @@ signers = { groups = ["ops"], assurance = "present" }
     fn a_pattern_that_protects_nothing_does_not_load() {
         let home = |arn: &str| {
             let file = toml::from_str(&format!("resources = [\"arn:aws:{arn}\"]")).unwrap();
-            Home::build(&file).map(|_| ())
+            Home::build(&file, &[]).map(|_| ())
         };
         for good in [
             "s3:::broker-*",

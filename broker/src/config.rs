@@ -12,9 +12,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use time::Duration;
 
 use crate::actions;
+use crate::arn::Arn;
 use crate::attestation::Roots;
 use crate::catalogue::Catalogue;
-use crate::catalogue::environment::{Home, HomeFile};
+use crate::catalogue::environment::{Home, HomeFile, check_account};
 use crate::lease::Assurance;
 use crate::policy::Policy;
 use crate::statement::{canonical, sha256_hex};
@@ -77,11 +78,120 @@ pub struct Aws {
     /// How long one call may take; longer counts as used.
     #[serde(default = "Aws::default_timeout")]
     pub call_timeout: Span,
+    /// When all of a role's sessions are stopped, those count that begin until so long after the last mint could have
+    /// begun: a session that AWS was making just then would outlive the stop.
+    #[serde(default = "Aws::default_stop_margin")]
+    pub stop_margin: Span,
+    /// The file with the profiles named below, relative to the configuration directory; if there is none, where every AWS
+    /// tool looks.
+    #[serde(default)]
+    pub credentials_file: Option<PathBuf>,
+    /// Who mints, and may do nothing else.
+    pub minter: Principal,
+    /// Who writes the policies that stop sessions, and may do nothing else.
+    pub revoker: Principal,
+    /// Who looks, and changes nothing.
+    pub doctor: Principal,
+    /// Who else may change IAM in the accounts: people's break-glass roles. ARNs, `*` and `?` match.
+    #[serde(default)]
+    pub administrators: Vec<String>,
+}
+
+/// An IAM user or role of the broker's own.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Principal {
+    pub arn: String,
+    /// Whose credentials to call with. Without it they come from the environment, as in every AWS tool.
+    #[serde(default)]
+    pub profile: Option<String>,
+    /// The role of this name is assumed in accounts other than the principal's own, for what is done there.
+    #[serde(default)]
+    pub role: Option<String>,
+}
+
+impl Principal {
+    /// The account that it is in.
+    pub fn account(&self) -> &str {
+        self.arn.split(':').nth(4).unwrap_or_default()
+    }
+
+    /// Who it is in `account`: itself, or the role that it assumes there.
+    pub fn arn_in(&self, account: &str) -> String {
+        match &self.role {
+            Some(role) if account != self.account() => {
+                format!("arn:aws:iam::{account}:role/{role}")
+            }
+            _ => self.arn.clone(),
+        }
+    }
+
+    fn validate(&self, name: &str) -> Result<(), String> {
+        let form =
+            "write that of an IAM user or role, like `arn:aws:iam::111122223333:role/broker`";
+        let (kind, path) = Arn::parse(&self.arn)
+            .ok()
+            .filter(|it| it.service() == "iam" && check_account(it.account()).is_ok())
+            .and_then(|it| {
+                it.as_str()
+                    .splitn(6, ':')
+                    .last()?
+                    .split_once('/')
+                    .map(|(kind, path)| (kind.to_owned(), path.to_owned()))
+            })
+            .unwrap_or_default();
+        if !["user", "role"].contains(&kind.as_str())
+            || path.is_empty()
+            || path.contains(['*', '?'])
+        {
+            return Err(format!("aws.{name}.arn = {:?}: {form}", self.arn));
+        }
+        Ok(())
+    }
 }
 
 impl Aws {
     fn default_timeout() -> Span {
         Span(Duration::seconds(5))
+    }
+
+    fn default_stop_margin() -> Span {
+        Span(Duration::seconds(30))
+    }
+
+    /// The broker's own principals, by name.
+    pub fn principals(&self) -> [(&'static str, &Principal); 3] {
+        [("minter", &self.minter), ("revoker", &self.revoker), ("doctor", &self.doctor)]
+    }
+
+    /// What the principals are in any account: ARNs, of which some are patterns.
+    fn own(&self) -> Vec<String> {
+        let roles = self.principals().into_iter().filter_map(|(_, it)| it.role.as_ref());
+        let roles = roles.map(|it| format!("arn:aws:iam::*:role/{it}"));
+        self.principals().into_iter().map(|(_, it)| it.arn.clone()).chain(roles).collect()
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let all = self.principals();
+        for (name, it) in all {
+            it.validate(name)?;
+        }
+        for (index, (name, it)) in all.iter().enumerate() {
+            for (other, that) in &all[index + 1..] {
+                if it.arn == that.arn || it.profile.is_some() && it.profile == that.profile {
+                    return Err(format!(
+                        "aws.{name} and aws.{other} are the same: whoever takes over one of them must not have the other"
+                    ));
+                }
+            }
+        }
+        if self.revoker.profile.is_none() || self.doctor.profile.is_none() {
+            return Err("aws.revoker and aws.doctor need a `profile`: the environment has the minter's credentials".into());
+        }
+        if self.minter.role.is_some() {
+            return Err("aws.minter.role: the minter is the same in all accounts; the roles' trust policies name it".into());
+        }
+        Ok(())
     }
 }
 
@@ -314,6 +424,8 @@ struct Ruleset<'a> {
     /// Rule files: name to text.
     policies: &'a BTreeMap<String, String>,
     home: &'a HomeFile,
+    /// The broker's own principals, which are out of reach too.
+    principals: &'a [String],
     /// SHA-256 of the table of actions, in hex.
     action_table: &'static str,
     software_keys: bool,
@@ -328,7 +440,11 @@ impl Config {
         settings.instance_key = dir.join(&settings.instance_key);
         let invalid = |message| ConfigError::Invalid { path: path.clone(), message };
         settings.validate().map_err(invalid)?;
-        let home = Home::build(&settings.home).map_err(invalid)?;
+        if let Some(file) = &mut settings.aws.credentials_file {
+            *file = dir.join(&*file);
+        }
+        let own = settings.aws.own();
+        let home = Home::build(&settings.home, &own).map_err(invalid)?;
         let attestation_roots = match &settings.authority.attestation_roots {
             None => None,
             Some(name) => {
@@ -353,6 +469,7 @@ impl Config {
             scopes: &scopes,
             policies: &rules,
             home: &settings.home,
+            principals: &own,
             action_table: actions::sha256(),
             software_keys,
         })
@@ -410,6 +527,7 @@ impl Settings {
                 self.listen
             ));
         }
+        self.aws.validate()?;
         let Authority { start_task, thaw, change_people, .. } = self.authority;
         if start_task.min(thaw).min(change_people) < Assurance::Present {
             return Err("[authority] asks for `present` or `verified`: a program can use a software key by itself".into());
@@ -447,7 +565,7 @@ mod tests {
         settings.validate().map(|()| settings)
     }
 
-    const GOOD: &str = "origin = \"https://broker.example\"\nlisten = \"127.0.0.1:8750\"\ninstance_key = \"k.pem\"\n[aws]\nregion = \"eu-west-1\"\n[home]\naccounts = [\"999999999999\"]\n";
+    const GOOD: &str = "origin = \"https://broker.example\"\nlisten = \"127.0.0.1:8750\"\ninstance_key = \"k.pem\"\n[aws]\nregion = \"eu-west-1\"\nminter = { arn = \"arn:aws:iam::999999999999:user/minter\" }\nrevoker = { arn = \"arn:aws:iam::999999999999:user/revoker\", profile = \"revoker\" }\ndoctor = { arn = \"arn:aws:iam::999999999999:user/doctor\", profile = \"doctor\" }\n[home]\naccounts = [\"999999999999\"]\n";
 
     #[test]
     fn plain_http_beyond_loopback_needs_the_operators_word() {
@@ -461,7 +579,7 @@ mod tests {
     #[test]
     fn an_unknown_field_and_a_span_without_a_unit_say_where_and_what() {
         let unknown = settings(&format!("{GOOD}sts = 1\n")).unwrap_err();
-        assert!(unknown.contains("line 8") && unknown.contains("unknown field"), "{unknown}");
+        assert!(unknown.contains("line 11") && unknown.contains("unknown field"), "{unknown}");
         let span = settings(&format!("{GOOD}[limits]\nsign_within = \"30\"\n")).unwrap_err();
         assert!(span.contains("write whole seconds or more"), "{span}");
     }

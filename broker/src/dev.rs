@@ -15,7 +15,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use aws_sdk_sts::config::{Credentials, SharedCredentialsProvider};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
@@ -29,7 +28,7 @@ use tokio::net::TcpListener;
 use self::emulator::Emulator;
 use self::postgres::Postgres;
 use crate::audit::Scribe;
-use crate::aws::StsOptions;
+use crate::aws::AwsOptions;
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -51,6 +50,14 @@ pub const WIDE_BUDGETS: &str = "\
 agent = { live_leases = 2000, pending_leases = 200, requests_per_minute = 600, scopes_per_hour = 1000, resources_per_hour = 10000, signed_per_day = 5000 }
 task = { live_leases = 2000, pending_leases = 200, requests_per_minute = 600, scopes_per_hour = 1000, resources_per_hour = 10000, signed_per_day = 5000 }
 sponsor = { live_leases = 5000, pending_leases = 500, requests_per_minute = 600, scopes_per_hour = 1000, resources_per_hour = 10000, signed_per_day = 5000 }";
+/// The rest of table `[aws]`: who is who in the emulator's account.
+pub const PRINCIPALS: &str = "\
+credentials_file = \"aws.credentials\"
+minter = { arn = \"arn:aws:iam::000000000000:user/broker\", profile = \"broker\" }
+revoker = { arn = \"arn:aws:iam::000000000000:user/broker-revoker\", profile = \"broker-revoker\" }
+doctor = { arn = \"arn:aws:iam::000000000000:user/broker-doctor\", profile = \"broker-doctor\" }
+administrators = [\"arn:aws:iam::000000000000:user/emulator-admin\"]
+";
 const DATABASE: &str = "broker";
 const AGENT: &str = "demo-agent";
 const TASK: &str = "demo";
@@ -168,17 +175,6 @@ impl Stack {
         self.postgres.url("broker_ops", &self.logins.ops, database)
     }
 
-    /// How the broker reaches the emulator's STS, as its own principal.
-    pub fn sts(&self) -> anyhow::Result<StsOptions> {
-        let key = self.emulator.broker_keys().context("the emulator was not seeded")?;
-        let secret = key.secret_access_key.expose_secret();
-        let credentials = Credentials::new(&key.access_key_id, secret, None, None, "dev");
-        Ok(StsOptions {
-            endpoint: Some(self.emulator.endpoint()),
-            credentials: Some(SharedCredentialsProvider::new(credentials)),
-        })
-    }
-
     /// Stops what was started, the database last.
     pub async fn stop(self) -> anyhow::Result<()> {
         let emulator = self.emulator.stop().await;
@@ -223,12 +219,12 @@ async fn serve(
     let origin = format!("http://localhost:{}", listener.local_addr()?.port());
     let clock = Clock::default();
     let config_dir = stack.dir.join("config");
-    write_config(&config_dir, &origin, listener.local_addr()?, stack.emulator.external_id())?;
+    write_config(&config_dir, &origin, listener.local_addr()?, &stack.emulator)?;
     let config = Config::load(&config_dir)?;
     let keys = write_keys(&stack.dir.join("keys"))?;
     let app_url = stack.app_url(DATABASE);
-    let broker =
-        server::compose(config, app_url.expose_secret(), stack.sts()?, clock.clone()).await?;
+    let aws = AwsOptions { endpoint: Some(stack.emulator.endpoint()), ..AwsOptions::default() };
+    let broker = server::compose(config, app_url.expose_secret(), aws, clock.clone()).await?;
 
     let mut owner = store::admin(stack.admin_url(DATABASE).expose_secret()).await?;
     let now = clock.now();
@@ -284,18 +280,20 @@ fn write_config(
     dir: &Path,
     origin: &str,
     listen: SocketAddr,
-    external_id: &str,
+    emulator: &Emulator,
 ) -> anyhow::Result<()> {
     place::make_dir(&dir.join("policies"))?;
+    place::write(&dir.join("aws.credentials"), emulator.profiles().as_bytes(), 0o600)?;
     let settings = format!(
         "# Written at each start of `brokerd dev`.\norigin = \"{origin}\"\nlisten = \"{listen}\"\ninstance_key = \"instance.pem\"\n\n\
-         [aws]\nregion = \"{}\"\n\n\
-         [home]\nresources = [\"arn:aws:iam::000000000000:user/broker\", \"arn:aws:s3:::broker-*\"]\n\n[limits]\n{WIDE_BUDGETS}\n\
+         [aws]\nregion = \"{}\"\n{PRINCIPALS}\n\
+         [home]\nresources = [\"arn:aws:s3:::broker-*\"]\n\n[limits]\n{WIDE_BUDGETS}\n\
          # Only `brokerd dev` accepts this table: the demo people's keys are files that any program can use.\n[dev]\nsoftware_keys = true\n",
         emulator::REGION
     );
     place::write(&dir.join("broker.toml"), settings.as_bytes(), 0o600)?;
-    let scopes = SCOPES.replace(EXTERNAL_ID, &format!("external_id = \"{external_id}\""));
+    let scopes =
+        SCOPES.replace(EXTERNAL_ID, &format!("external_id = \"{}\"", emulator.external_id()));
     let once = [
         ("scopes.toml", scopes.as_str()),
         ("policies/agents.cedar", AGENT_RULES),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use broker::aws::StsOptions;
+use broker::aws::AwsOptions;
 use broker::clock::Clock;
 use broker::config::Config;
 use broker::{check, dev, people, server, store};
@@ -195,7 +195,7 @@ async fn serve(dir: PathBuf, database_url: &str) -> anyhow::Result<()> {
     let listen = config.settings.listen;
     let stopped = stopped()?;
     let broker =
-        server::compose(config, database_url, StsOptions::default(), Clock::default()).await?;
+        server::compose(config, database_url, AwsOptions::default(), Clock::default()).await?;
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     tracing::info!(%listen, "serving");

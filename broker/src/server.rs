@@ -8,7 +8,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::aws::{Sts, StsOptions};
+use crate::aws::{Access, AwsOptions, Sts};
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -26,15 +26,14 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub async fn compose(
     config: Config,
     database_url: &str,
-    sts: StsOptions,
+    aws: AwsOptions,
     clock: Clock,
 ) -> anyhow::Result<Arc<Broker>> {
     let pool = store::pool(database_url).context("BROKER_DATABASE_URL is not a PostgreSQL URL")?;
     let settings = &config.settings;
     let tokens = Tokens::load(&settings.instance_key, &settings.origin)?;
-    let sts =
-        Sts::new(settings.aws.region.clone(), settings.aws.call_timeout.std(), sts, clock.clone())
-            .await;
+    let access = Access::new(settings.aws.clone(), aws);
+    let sts = Sts::new(&access, clock.clone()).await;
     Ok(Arc::new(Broker::new(config, pool, sts, tokens, clock)))
 }
 

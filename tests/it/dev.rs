@@ -107,7 +107,8 @@ async fn with_emulator_key(dev: &Dev, who: &str, args: &[&str]) -> Ran {
     let keys =
         std::fs::read_to_string(dev.dir.join("emulator.keys.json")).expect("the emulator's keys");
     let keys: Value = serde_json::from_str(&keys).expect("JSON");
-    let key = |name: &str| keys[who][name].as_str().expect("a key").to_owned();
+    let whose = if who == "admin" { &keys[who] } else { &keys["users"][who] };
+    let key = |name: &str| whose[name].as_str().expect("a key").to_owned();
     with_key(dev, &key("access_key_id"), &key("secret_access_key"), args).await
 }
 

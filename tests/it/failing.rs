@@ -101,7 +101,7 @@ async fn sts_is_asked_again_only_when_it_throttled_or_was_never_reached() {
 
     // Nobody listens there.
     let nowhere =
-        broker::aws::StsOptions { endpoint: Some("http://127.0.0.1:9".into()), ..sts.options() };
+        broker::aws::AwsOptions { endpoint: Some("http://127.0.0.1:9".into()), ..sts.options() };
     let replica = broker.replica(nowhere).await;
     let id = broker.staging_lease().await;
     let claim = replica.claim(id).await;

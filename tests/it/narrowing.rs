@@ -24,7 +24,7 @@ const HOLDER: Holder<'static> = Holder { agent: "demo-agent", sponsor: "alice", 
 fn load(text: &str) -> Result<Catalogue, String> {
     let home: HomeFile = toml::from_str("accounts = [\"999999999999\"]").unwrap();
     let file = toml::from_str(text).map_err(|error| error.to_string())?;
-    Catalogue::build(file, text, Home::build(&home).unwrap(), false)
+    Catalogue::build(file, text, Home::build(&home, &[]).unwrap(), false)
 }
 
 fn catalogue() -> &'static Catalogue {

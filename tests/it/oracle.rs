@@ -19,7 +19,7 @@ const HOLDER: Holder<'static> = Holder { agent: "demo-agent", sponsor: "alice", 
 fn catalogue() -> Catalogue {
     let home: HomeFile = toml::from_str("accounts = [\"999999999999\"]").unwrap();
     let file = toml::from_str(corpus::SCOPES).unwrap();
-    Catalogue::build(file, corpus::SCOPES, Home::build(&home).unwrap(), false)
+    Catalogue::build(file, corpus::SCOPES, Home::build(&home, &[]).unwrap(), false)
         .expect("the corpus's scopes load")
 }
 

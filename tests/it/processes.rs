@@ -52,7 +52,7 @@ impl Site {
         let sts = FakeSts::with(Mood::Good { now: clock.now() }).await;
         let setup = Setup {
             clock: clock.clone(),
-            sts: sts.options(),
+            aws: sts.options(),
             software_keys: false,
             settings: format!("{aws}\n{}{limits}\n", wide_budgets()),
             scopes: None,

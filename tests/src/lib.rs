@@ -14,10 +14,11 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
-use broker::aws::StsOptions;
+use broker::aws::AwsOptions;
 use broker::broker::Broker;
 use broker::clock::Clock;
 use broker::config::Config;
+use broker::dev::PRINCIPALS;
 use broker::identity::{TaskGrant, Tokens};
 use broker::lease::{Assurance, LeaseId};
 use broker::{http, server};
@@ -77,13 +78,12 @@ impl Answer {
 }
 
 /// The broker's own, in the demo's account.
-const HOME: &str =
-    "[home]\nresources = [\"arn:aws:iam::000000000000:user/broker\", \"arn:aws:s3:::broker-*\"]";
+const HOME: &str = "[home]\nresources = [\"arn:aws:s3:::broker-*\"]";
 
 /// How a test wants its broker.
 pub struct Setup {
     pub clock: Clock,
-    pub sts: StsOptions,
+    pub aws: AwsOptions,
     /// Whether plain keys may sign, as in `brokerd dev`; otherwise everybody holds simulated hardware keys.
     pub software_keys: bool,
     /// More of `broker.toml`.
@@ -97,7 +97,7 @@ impl Setup {
     pub fn fake(sts: &FakeSts) -> Self {
         Self {
             clock: Clock::manual(time::macros::datetime!(2026-01-01 12:00 UTC)),
-            sts: sts.options(),
+            aws: sts.options(),
             software_keys: true,
             settings: String::new(),
             scopes: None,
@@ -108,7 +108,7 @@ impl Setup {
     pub fn real() -> Self {
         Self {
             clock: Clock::default(),
-            sts: stack::shared().sts(),
+            aws: stack::shared().aws(),
             software_keys: true,
             settings: String::new(),
             scopes: None,
@@ -127,7 +127,7 @@ impl TestBroker {
         let config_dir = tempfile::tempdir().expect("a temporary directory");
         write_config(config_dir.path(), "http://localhost:1", &setup);
         let config = Config::load(config_dir.path()).expect("the test configuration is valid");
-        let composed = server::compose(config, &database.app_url, setup.sts, setup.clock.clone());
+        let composed = server::compose(config, &database.app_url, setup.aws, setup.clock.clone());
         let broker = Box::pin(composed).await.expect("composing does no I/O that can fail");
 
         let people = People::enrol(&database, setup.software_keys, setup.clock.now()).await;
@@ -235,9 +235,9 @@ impl TestBroker {
     }
 
     /// A second replica: another process would share only the database, the configuration and STS.
-    pub async fn replica(&self, sts: StsOptions) -> Self {
+    pub async fn replica(&self, aws: AwsOptions) -> Self {
         let config = Config::load(self.config_dir.path()).expect("loaded before");
-        let composed = server::compose(config, &self.database.app_url, sts, self.clock.clone());
+        let composed = server::compose(config, &self.database.app_url, aws, self.clock.clone());
         let broker = Box::pin(composed).await.expect("composed before");
         Self {
             router: http::router(broker.clone()),
@@ -407,12 +407,13 @@ pub fn write_config(dir: &Path, origin: &str, setup: &Setup) {
     let dev = if setup.software_keys { "[dev]\nsoftware_keys = true\n" } else { "" };
     let listen = origin.rsplit(':').next().unwrap_or("1");
     let settings = format!(
-        "origin = \"{origin}\"\nlisten = \"127.0.0.1:{listen}\"\ninstance_key = \"instance.pem\"\n{HOME}\n[aws]\nregion = \"us-east-1\"\n{}\n{dev}",
+        "origin = \"{origin}\"\nlisten = \"127.0.0.1:{listen}\"\ninstance_key = \"instance.pem\"\n{HOME}\n[aws]\nregion = \"us-east-1\"\n{PRINCIPALS}{}\n{dev}",
         setup.settings
     );
     std::fs::create_dir_all(dir.join("policies")).expect("a directory");
     let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).expect(name);
     write("broker.toml", &settings);
+    write("aws.credentials", &stack::shared().profiles);
     write("scopes.toml", &scopes.replace("external_id = \"demo\"", &external_id));
     for rules in ["policies/agents.cedar", "policies/people.cedar"] {
         write(rules, &read(rules));

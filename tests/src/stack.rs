@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 
-use aws_sdk_sts::config::{Credentials, SharedCredentialsProvider};
-use broker::aws::StsOptions;
+use broker::aws::AwsOptions;
 use broker::dev::place::Place;
 use broker::dev::{Options, Stack};
 use secrecy::ExposeSecret;
@@ -18,7 +17,10 @@ const TEMPLATE: &str = "template_broker";
 pub struct Shared {
     pub endpoint: String,
     pub external_id: String,
-    pub broker_key: (String, String),
+    /// Profiles of the broker's own principals.
+    pub profiles: String,
+    /// Of the account's administrator.
+    pub admin_key: (String, String),
     superuser_url: String,
     /// URLs of the template database, as `broker_app`, `broker_migrate` and `broker_ops`.
     urls: [String; 3],
@@ -42,14 +44,8 @@ pub fn shared() -> &'static Shared {
 }
 
 impl Shared {
-    pub fn sts(&self) -> StsOptions {
-        let (id, secret) = &self.broker_key;
-        StsOptions {
-            endpoint: Some(self.endpoint.clone()),
-            credentials: Some(SharedCredentialsProvider::new(Credentials::new(
-                id, secret, None, None, "test",
-            ))),
-        }
+    pub fn aws(&self) -> AwsOptions {
+        AwsOptions { endpoint: Some(self.endpoint.clone()), credentials: None }
     }
 }
 
@@ -59,13 +55,17 @@ async fn keep(started: &mpsc::Sender<Shared>) {
     let mut stack = Stack::start(&options, false, true).await.expect("the stack starts");
     stack.make_database(TEMPLATE).await.expect("the schema is made");
     let (done, dropped) = mpsc::channel::<String>();
-    let key = stack.emulator.broker_keys().expect("seeded");
+    let admin = stack.emulator.admin_keys();
     let text = |url: secrecy::SecretString| url.expose_secret().to_owned();
     let superuser_url = text(stack.postgres.superuser_url("postgres"));
     let shared = Shared {
         endpoint: stack.emulator.endpoint(),
         external_id: stack.emulator.external_id().to_owned(),
-        broker_key: (key.access_key_id.clone(), key.secret_access_key.expose_secret().to_owned()),
+        profiles: stack.emulator.profiles(),
+        admin_key: (
+            admin.access_key_id.clone(),
+            admin.secret_access_key.expose_secret().to_owned(),
+        ),
         superuser_url: superuser_url.clone(),
         urls: [stack.app_url(TEMPLATE), stack.admin_url(TEMPLATE), stack.ops_url(TEMPLATE)]
             .map(text),

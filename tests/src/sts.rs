@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use broker::aws::StsOptions;
+use broker::aws::AwsOptions;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 use tokio::net::TcpListener;
@@ -84,9 +84,9 @@ impl FakeSts {
         Self { endpoint, shared }
     }
 
-    pub fn options(&self) -> StsOptions {
+    pub fn options(&self) -> AwsOptions {
         let credentials = Credentials::new("AKIAFAKEFAKEFAKEFAKE", "fake", None, None, "test");
-        StsOptions {
+        AwsOptions {
             endpoint: Some(self.endpoint.clone()),
             credentials: Some(SharedCredentialsProvider::new(credentials)),
         }

@@ -38,14 +38,16 @@ pub struct Home {
 }
 
 impl Home {
-    pub fn build(file: &HomeFile) -> Result<Self, String> {
+    /// What the file names, and `principals`, ARNs of the broker's own.
+    pub fn build(file: &HomeFile, principals: &[String]) -> Result<Self, String> {
         if file.accounts.is_empty() && file.resources.is_empty() {
             return Err("[home] names nothing: write the broker's own accounts, or the ARNs of its roles, database, keys and log bucket".into());
         }
         for account in &file.accounts {
             check_account(account).map_err(|error| format!("[home]: {error}"))?;
         }
-        let resources = arns(&file.resources).map_err(|error| format!("[home]: {error}"))?;
+        let mut resources = arns(&file.resources).map_err(|error| format!("[home]: {error}"))?;
+        resources.extend(arns(principals)?);
         Ok(Self { accounts: file.accounts.clone(), resources })
     }
 

@@ -7,13 +7,14 @@
 //! | path | what |
 //! | --- | --- |
 //! | `emulator/` | users, roles, buckets and objects, and the two scripts |
-//! | `emulator.keys.json` | access keys of the admin and of the broker, mode 600 |
+//! | `emulator.keys.json` | access keys of the admin and of the broker's principals, mode 600 |
 //! | `emulator.port` | the port of the last start, taken again when it is free |
 //! | `emulator.log`, `emulator.lock` | |
 //!
 //! Users, roles and buckets are written when the emulator stops, objects at once. After a crash the
 //! seeding at the next start makes again what is missing. STS sessions end with the process.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read, Write};
@@ -117,8 +118,9 @@ struct Keys {
     admin: AccessKey,
     /// What the demo roles' trust policies want in `sts:ExternalId`.
     external_id: String,
-    /// Made by the emulator when the demo account is seeded.
-    broker: Option<AccessKey>,
+    /// User to key: made by the emulator when the demo account is seeded.
+    #[serde(default)]
+    users: BTreeMap<String, AccessKey>,
 }
 
 impl Emulator {
@@ -143,10 +145,8 @@ impl Emulator {
             }
         };
         home.place.remember_port(PORT_FILE, port)?;
-        if options.seed
-            && let Some(made) = home.seed(&python, port, &keys).await?
-        {
-            keys.broker = Some(made);
+        if options.seed {
+            keys.users.extend(home.seed(&python, port, &keys).await?);
             home.save(&keys)?;
         }
         Ok(Self { leash, port, keys, _place: home.place })
@@ -157,10 +157,21 @@ impl Emulator {
         endpoint(self.port)
     }
 
-    /// The broker's own principal, the IAM user `broker`; `None` for an account that was never
-    /// seeded.
-    pub fn broker_keys(&self) -> Option<&AccessKey> {
-        self.keys.broker.as_ref()
+    /// The keys of the broker's own principals, by the names of their IAM users: `broker`, who mints, `broker-revoker`
+    /// and `broker-doctor`. None for an account that was never seeded.
+    pub fn users(&self) -> &BTreeMap<String, AccessKey> {
+        &self.keys.users
+    }
+
+    /// The same, as a file of AWS profiles.
+    pub fn profiles(&self) -> String {
+        self.keys.users.iter().fold(String::new(), |all, (user, key)| {
+            format!(
+                "{all}[{user}]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+                key.access_key_id,
+                key.secret_access_key.expose_secret()
+            )
+        })
     }
 
     /// The IAM user `emulator-admin`, who may do everything.
@@ -237,7 +248,7 @@ impl Home {
                     access_key_id: access_key_id(),
                     secret_access_key: SecretString::from(random_text(40)),
                 };
-                let keys = Keys { admin, external_id: random_text(24), broker: None };
+                let keys = Keys { admin, external_id: random_text(24), users: BTreeMap::new() };
                 self.save(&keys)?;
                 Ok(keys)
             }
@@ -255,7 +266,7 @@ impl Home {
         let text = serde_json::json!({
             "admin": exposed(&keys.admin),
             "external_id": keys.external_id,
-            "broker": keys.broker.as_ref().map(exposed),
+            "users": keys.users.iter().map(|(user, key)| (user, exposed(key))).collect::<BTreeMap<_, _>>(),
         });
         Ok(write(&self.keys_file(), format!("{text:#}\n").as_bytes(), 0o600)?)
     }
@@ -319,26 +330,31 @@ impl Home {
         Ok(leash)
     }
 
-    /// Makes or repairs the demo account. Returns the broker's access key when it is a new one.
-    async fn seed(&self, python: &Path, port: u16, keys: &Keys) -> Result<Option<AccessKey>> {
-        let mut seed = self
+    /// Makes or repairs the demo account. Returns the keys that are new, by user.
+    async fn seed(
+        &self,
+        python: &Path,
+        port: u16,
+        keys: &Keys,
+    ) -> Result<BTreeMap<String, AccessKey>> {
+        let known: BTreeMap<_, _> =
+            keys.users.iter().map(|(user, key)| (user, &key.access_key_id)).collect();
+        let seed = self
             .script(python, &self.seed_script())
             .env("EMULATOR_ENDPOINT", endpoint(port))
             .env("EMULATOR_REGION", REGION)
             .env("AWS_ACCESS_KEY_ID", &keys.admin.access_key_id)
             .env("AWS_SECRET_ACCESS_KEY", keys.admin.secret_access_key.expose_secret())
+            .env("KNOWN_ACCESS_KEY_IDS", serde_json::json!(known).to_string())
             .env("BROKER_EXTERNAL_ID", &keys.external_id);
-        if let Some(broker) = &keys.broker {
-            seed = seed.env("BROKER_ACCESS_KEY_ID", &broker.access_key_id);
-        }
         let failed = |output| EmulatorError::Seed { output, state: self.state.clone() };
         let output = seed.command().output().await.map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
             return Err(failed(last_line(&output.stderr)));
         }
-        // The text holds a secret, which an error of serde's might quote.
+        // The text holds secrets, which an error of serde's might quote.
         serde_json::from_slice(&output.stdout)
-            .map_err(|_| failed("seed.py did not print a key".to_owned()))
+            .map_err(|_| failed("seed.py did not print keys".to_owned()))
     }
 }
 

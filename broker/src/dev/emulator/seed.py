@@ -1,9 +1,10 @@
 """Makes the demo account, or repairs it: what is there already stays as it is.
 
 Environment: EMULATOR_ENDPOINT, EMULATOR_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (of the
-emulator's admin), BROKER_EXTERNAL_ID, and BROKER_ACCESS_KEY_ID when a key was made before.
-Prints one line of JSON: {"access_key_id": ..., "secret_access_key": ...} when it made a key for the
-user `broker`, null when the one that was named still works.
+emulator's admin), BROKER_EXTERNAL_ID, and KNOWN_ACCESS_KEY_IDS: a JSON object, user to the id of the key
+that was made before.
+Prints one line of JSON: an object, user to {"access_key_id": ..., "secret_access_key": ...}, for those
+whose known key no longer works.
 """
 
 import json
@@ -32,8 +33,10 @@ BUCKETS = {
     },
 }
 SESSION_ACTIONS = ["sts:AssumeRole", "sts:TagSession", "sts:SetSourceIdentity"]
+STOP_ACTIONS = ["iam:GetRolePolicy", "iam:PutRolePolicy", "iam:DeleteRolePolicy"]
+LOOK_ACTIONS = ["iam:Get*", "iam:List*", "s3:GetBucketPolicy"]
 # Wider than any scope should be: what an agent may not do, the session policy of its lease refuses.
-ROLE_ACTIONS = ["s3:*", "dynamodb:*", "sqs:*", "sns:*", "logs:*", "secretsmanager:*", "ssm:*"]
+ROLE_ACTIONS = ["s3:*", "dynamodb:*", "sqs:*", "sns:*", "logs:*", "secretsmanager:*", "ssm:*", "sts:GetAccessKeyInfo"]
 
 
 def client(service):
@@ -61,23 +64,29 @@ def unless(code, call, **parameters):
         raise
 
 
-def seed_user(iam, account):
-    unless("EntityAlreadyExists", iam.create_user, UserName="broker")
-    iam.put_user_policy(UserName="broker", PolicyName="assume-lease-roles", PolicyDocument=policy({
-        "Effect": "Allow",
-        "Action": SESSION_ACTIONS,
-        "Resource": [f"arn:aws:iam::{account}:role/broker-{name}" for name in ENVIRONMENTS],
-    }))
+def users(account):
+    """The broker's own principals, each with all that it may do."""
+    roles = [f"arn:aws:iam::{account}:role/broker-{name}" for name in ENVIRONMENTS]
+    return {
+        "broker": [{"Effect": "Allow", "Action": SESSION_ACTIONS, "Resource": roles}],
+        "broker-revoker": [{"Effect": "Allow", "Action": STOP_ACTIONS, "Resource": roles}],
+        "broker-doctor": [{"Effect": "Allow", "Action": LOOK_ACTIONS, "Resource": "*"}],
+    }
 
 
-def seed_key(iam):
-    known = os.environ.get("BROKER_ACCESS_KEY_ID")
-    keys = iam.list_access_keys(UserName="broker")["AccessKeyMetadata"]
+def seed_user(iam, user, statements):
+    unless("EntityAlreadyExists", iam.create_user, UserName=user)
+    iam.put_user_policy(UserName=user, PolicyName="what-it-is-for", PolicyDocument=policy(*statements))
+
+
+def seed_key(iam, user, known):
+    """A new key, or None if the known one still works."""
+    keys = iam.list_access_keys(UserName=user)["AccessKeyMetadata"]
     if any(key["AccessKeyId"] == known and key["Status"] == "Active" for key in keys):
         return None
     for key in keys:  # nobody has their secrets any more
-        iam.delete_access_key(UserName="broker", AccessKeyId=key["AccessKeyId"])
-    key = iam.create_access_key(UserName="broker")["AccessKey"]
+        iam.delete_access_key(UserName=user, AccessKeyId=key["AccessKeyId"])
+    key = iam.create_access_key(UserName=user)["AccessKey"]
     return {"access_key_id": key["AccessKeyId"], "secret_access_key": key["SecretAccessKey"]}
 
 
@@ -111,13 +120,16 @@ def seed_bucket(s3, bucket, objects):
 def main():
     iam, s3 = client("iam"), client("s3")
     account = client("sts").get_caller_identity()["Account"]
-    seed_user(iam, account)
-    key = seed_key(iam)
+    known = json.loads(os.environ["KNOWN_ACCESS_KEY_IDS"])
+    keys = {}
+    for user, statements in users(account).items():
+        seed_user(iam, user, statements)
+        keys[user] = seed_key(iam, user, known.get(user))
     for name in ENVIRONMENTS:
         seed_role(iam, account, name)
     for bucket, objects in BUCKETS.items():
         seed_bucket(s3, bucket, objects)
-    print(json.dumps(key))
+    print(json.dumps({user: key for user, key in keys.items() if key}))
 
 
 main()
