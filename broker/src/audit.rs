@@ -39,6 +39,14 @@ pub enum EventType {
     SessionExpired,
     /// Stopped here; AWS may still take it, until it expires at the latest.
     SessionRevoking,
+    /// AWS was seen to refuse it.
+    SessionStopped,
+    /// All sessions of a role are stopped: its policy has no room for more single ones.
+    RoleCutOff,
+    /// A session of the broker's own is about to be minted, to try a role's deny policy with.
+    ProbeIssuing,
+    /// The deny policy on a role was written, or removed.
+    StopWritten,
     SignatureAccepted,
     SignatureRejected,
     LoginAccepted,
@@ -54,6 +62,8 @@ pub enum EventType {
     StatementFailed,
     TaskStarted,
     TaskEnded,
+    /// Nothing more is issued to what it covers.
+    FreezeCreated,
     FreezeThawed,
     PersonAdded,
     PersonGroupsChanged,
@@ -88,6 +98,10 @@ impl EventType {
             Self::SessionDropped => "session.dropped",
             Self::SessionExpired => "session.expired",
             Self::SessionRevoking => "session.revoking",
+            Self::SessionStopped => "session.stopped",
+            Self::RoleCutOff => "role.cut-off",
+            Self::ProbeIssuing => "probe.issuing",
+            Self::StopWritten => "stop.written",
             Self::SignatureAccepted => "signature.accepted",
             Self::SignatureRejected => "signature.rejected",
             Self::LoginAccepted => "login.accepted",
@@ -99,6 +113,7 @@ impl EventType {
             Self::StatementFailed => "statement.failed",
             Self::TaskStarted => "task.started",
             Self::TaskEnded => "task.ended",
+            Self::FreezeCreated => "freeze.created",
             Self::FreezeThawed => "freeze.thawed",
             Self::PersonAdded => "person.added",
             Self::PersonGroupsChanged => "person.groups-changed",

@@ -1,6 +1,7 @@
 //! The only module that talks to AWS: as the minter, the revoker or the doctor, each with credentials of its own.
 
 pub mod mint;
+pub mod stop;
 
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::retry::RetryConfig;
@@ -10,7 +11,8 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_sts::config::SharedCredentialsProvider;
 
-pub use self::mint::{MintError, Minted, Sts};
+pub use self::mint::{MintError, Minted, Probe, ProbeAnswer, Sts};
+pub use self::stop::{OnRole, Revoker, StopError, StopPolicy};
 use crate::config::{Aws, Principal};
 
 /// The inline policy on each role that stops sessions. The revoker alone writes it.

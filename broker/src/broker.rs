@@ -8,6 +8,7 @@ mod sign;
 
 mod act;
 mod read;
+mod stop;
 
 pub(crate) use self::act::{nonce, whole_microseconds};
 
@@ -15,11 +16,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
 use sqlx::PgPool;
-use tokio::sync::{OnceCell, broadcast};
+use tokio::sync::{Notify, OnceCell, broadcast};
 use uuid::Uuid;
 
 use crate::audit::Scribe;
-use crate::aws::{Minted, Sts};
+use crate::aws::{Minted, Revoker, Sts};
 use crate::clock::Clock;
 use crate::config::{Config, Limits};
 use crate::error::Result;
@@ -35,6 +36,7 @@ pub struct Broker {
     pub config: Config,
     pub pool: PgPool,
     pub sts: Sts,
+    revoker: Revoker,
     pub tokens: Tokens,
     pub clock: Clock,
     scribe: Scribe,
@@ -43,6 +45,14 @@ pub struct Broker {
     delivered: Mutex<HashMap<LeaseId, Delivered>>,
     /// Leases that changed; `None` when some may have been missed.
     changes: broadcast::Sender<Option<LeaseId>>,
+    /// Something is to be stopped on AWS.
+    to_stop: Notify,
+}
+
+/// AWS, as the minter and as the revoker.
+pub struct Cloud {
+    pub sts: Sts,
+    pub revoker: Revoker,
 }
 
 /// A live session's credentials, kept in memory only, to be handed to the same agent again.
@@ -56,11 +66,23 @@ struct Delivered {
 }
 
 impl Broker {
-    pub fn new(config: Config, pool: PgPool, sts: Sts, tokens: Tokens, clock: Clock) -> Self {
+    pub fn new(config: Config, pool: PgPool, cloud: Cloud, tokens: Tokens, clock: Clock) -> Self {
+        let Cloud { sts, revoker } = cloud;
         let scribe = Scribe { source: config.settings.origin.clone() };
         let (changes, _) = broadcast::channel(1024);
-        let (kept, delivered) = (OnceCell::new(), Mutex::default());
-        Self { config, pool, sts, tokens, clock, scribe, kept, delivered, changes }
+        Self {
+            config,
+            pool,
+            sts,
+            revoker,
+            tokens,
+            clock,
+            scribe,
+            kept: OnceCell::new(),
+            delivered: Mutex::default(),
+            changes,
+            to_stop: Notify::new(),
+        }
     }
 
     /// An agent, as rules see it.

@@ -48,6 +48,8 @@ pub enum Error {
     Ended { id: LeaseId, state: LeaseState },
     #[error("a standing freeze covers this agent, sponsor, scope or environment")]
     Frozen(Option<LeaseId>),
+    #[error("all sessions of the role of lease {id} were stopped; new ones begin at {}", rfc3339(*.until))]
+    RoleCutOff { id: LeaseId, until: OffsetDateTime, wait: Duration },
     #[error("lease {0} was issued, once, and its credentials are not here any more")]
     AlreadyIssued(LeaseId),
     #[error("lease {0} is in use, and cannot be taken back")]
@@ -83,6 +85,7 @@ impl Error {
             Self::Ended { state: LeaseState::Denied, .. } => Kind::Denied,
             Self::Ended { .. } | Self::StoppedMeanwhile(_) => Kind::Ended,
             Self::Frozen(_) => Kind::Frozen,
+            Self::RoleCutOff { .. } => Kind::RoleCutOff,
             Self::AlreadyIssued(_) | Self::InUse(_) => Kind::AlreadyIssued,
             Self::Mint { source: MintError::TooLarge { .. }, .. } => Kind::PolicyTooLarge,
             Self::Mint { source: MintError::Refused { .. } | MintError::Wrong { .. }, .. } => {
@@ -105,7 +108,9 @@ impl Error {
             | Self::AlreadyIssued(id)
             | Self::InUse(id)
             | Self::StoppedMeanwhile(id) => Some(*id),
-            Self::Ended { id, .. } | Self::Mint { id, .. } => Some(*id),
+            Self::Ended { id, .. } | Self::Mint { id, .. } | Self::RoleCutOff { id, .. } => {
+                Some(*id)
+            }
             _ => None,
         }
     }
@@ -130,6 +135,7 @@ impl Error {
             Self::Ended { .. } | Self::AlreadyIssued(_) => "Ask for a new lease.".into(),
             Self::InUse(_) => "Let it expire; what was handed out is good until then.".into(),
             Self::Frozen(_) => "Stop, and ask the sponsor or operations; nothing is issued until a person thaws it.".into(),
+            Self::RoleCutOff { .. } => "Try again at `retry_at`: the lease stays as it is, AWS would refuse what begins before.".into(),
             Self::StoppedMeanwhile(_) => "Ask the sponsor why it was stopped.".into(),
             Self::Mint { source: MintError::TooLarge { .. }, .. } => "Ask for a new lease on fewer actions and ARNs, or on shorter ones: half of them, if nothing else says how many. Tags count too: agent, sponsor, scope and task.".into(),
             Self::Mint { signed: true, .. } => "A signed lease mints once: ask for a new lease, and have it signed.".into(),
@@ -198,13 +204,21 @@ impl IntoResponse for Error {
             extension.of = Some(exceeded.of.to_string());
             extension.limit = Some(exceeded.limit);
         }
+        if let Self::RoleCutOff { until, .. } = &self {
+            extension.retry_at = Some(*until);
+        }
         let problem = problem(kind, self.to_string(), extension);
         let mut response = (status, serde_json::to_string(&problem).expect("a problem serializes"))
             .into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Self::OverBudget(exceeded) = &self {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(exceeded.wait)));
+        let wait = match &self {
+            Self::OverBudget(exceeded) => Some(exceeded.wait),
+            Self::RoleCutOff { wait, .. } => Some(*wait),
+            _ => None,
+        };
+        if let Some(wait) = wait {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
         match kind {
             Kind::Unauthenticated => {

@@ -37,6 +37,9 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/leases/{id}", get(lease))
         .route("/leases/{id}/credentials", post(credentials))
         .route("/leases/{id}/withdraw", post(withdraw))
+        .route("/leases/{id}/revoke", post(revoke))
+        .route("/freezes", post(freeze).get(freezes))
+        .route("/freezes/{id}", get(one_freeze))
         .route("/leases/{id}/statement", get(statement))
         .route("/leases/{id}/signatures", post(sign))
         .route("/statements", post(sign_act).get(acts))
@@ -86,6 +89,10 @@ async fn guard_answers(request: Request, next: Next) -> Response {
         lease,
         credentials,
         withdraw,
+        revoke,
+        freeze,
+        freezes,
+        one_freeze,
         statement,
         sign,
         propose,
@@ -209,6 +216,50 @@ async fn withdraw(
 #[serde(deny_unknown_fields)]
 struct WithdrawBody {
     reason: Option<String>,
+}
+
+/// Stops a lease: nothing is minted under it any more, and AWS is told to refuse what was. Stopping what is stopped changes
+/// nothing.
+#[utoipa::path(post, path = "/v1/leases/{id}/revoke", params(("id" = String, Path)), request_body = wire::RevokeRequest,
+    responses((status = 200, body = wire::Lease, description = "Revoked here; each session says whether AWS was seen to refuse it")))]
+async fn revoke(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<LeaseId>,
+    Body(body): Body<wire::RevokeRequest>,
+) -> Result<Json<wire::Lease>> {
+    Ok(Json(detached(async move { broker.revoke(&caller, id, &body.reason).await }).await?))
+}
+
+/// Freezes an agent, a sponsor, a scope, an environment or everything: nothing is issued to what it covers, and what was
+/// issued is stopped. For people.
+#[utoipa::path(post, path = "/v1/freezes", request_body = wire::FreezeRequest, responses((status = 201, body = wire::Freeze)))]
+async fn freeze(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<wire::FreezeRequest>,
+) -> Result<(StatusCode, Json<wire::Freeze>)> {
+    let freeze = detached(async move { broker.freeze(&caller, &body).await }).await?;
+    Ok((StatusCode::CREATED, Json(freeze)))
+}
+
+/// The freezes that stand. For people.
+#[utoipa::path(get, path = "/v1/freezes", responses((status = 200, body = wire::FreezeList)))]
+async fn freezes(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+) -> Result<Json<wire::FreezeList>> {
+    Ok(Json(broker.freezes(&caller).await?))
+}
+
+/// One freeze, standing or not. For people.
+#[utoipa::path(get, path = "/v1/freezes/{id}", params(("id" = String, Path)), responses((status = 200, body = wire::Freeze)))]
+async fn one_freeze(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<Uuid>,
+) -> Result<Json<wire::Freeze>> {
+    Ok(Json(broker.find_freeze(&caller, id).await?))
 }
 
 /// The exact bytes that are signed for a lease.

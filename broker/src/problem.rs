@@ -18,6 +18,7 @@ pub enum Kind {
     Refused,
     Ended,
     Frozen,
+    RoleCutOff,
     AlreadyIssued,
     PolicyTooLarge,
     CloudRefused,
@@ -42,6 +43,7 @@ impl Kind {
         Self::Refused,
         Self::Ended,
         Self::Frozen,
+        Self::RoleCutOff,
         Self::AlreadyIssued,
         Self::PolicyTooLarge,
         Self::CloudRefused,
@@ -78,6 +80,9 @@ impl Kind {
             Self::Refused => ("/problems/refused", 409, "Refused by a signer", 5),
             Self::Ended => ("/problems/ended", 409, "The lease has ended", 6),
             Self::Frozen => ("/problems/frozen", 403, "Frozen", 6),
+            Self::RoleCutOff => {
+                ("/problems/role-cut-off", 409, "The role's sessions were just stopped", 9)
+            }
             Self::AlreadyIssued => {
                 ("/problems/already-issued", 409, "Issued already, and only once", 6)
             }

@@ -8,14 +8,15 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::aws::{Access, AwsOptions, Sts};
-use crate::broker::Broker;
+use crate::aws::{Access, AwsOptions, Revoker, Sts};
+use crate::broker::{Broker, Cloud};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::identity::Tokens;
 use crate::{http, store};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const STOP_EVERY: Duration = Duration::from_secs(1);
 const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
 /// How long requests under way may take to end when we are told to stop, beyond a call to STS.
 const GRACE: Duration = Duration::from_secs(3);
@@ -34,7 +35,8 @@ pub async fn compose(
     let tokens = Tokens::load(&settings.instance_key, &settings.origin)?;
     let access = Access::new(settings.aws.clone(), aws);
     let sts = Sts::new(&access, clock.clone()).await;
-    Ok(Arc::new(Broker::new(config, pool, sts, tokens, clock)))
+    let cloud = Cloud { sts, revoker: Revoker::new(access) };
+    Ok(Arc::new(Broker::new(config, pool, cloud, tokens, clock)))
 }
 
 /// Serves until `shutdown`, then lets requests under way end, for a while.
@@ -47,6 +49,7 @@ pub async fn serve(
         tokio::spawn(sweep_for_ever(broker.clone())),
         tokio::spawn(watch_for_ever(broker.clone())),
         tokio::spawn(make_partitions_for_ever(broker.clone())),
+        tokio::spawn(stop_for_ever(broker.clone())),
     ];
     let grace = broker.config.settings.aws.call_timeout.std() + GRACE;
     let (told, mut hears) = watch::channel(());
@@ -80,6 +83,17 @@ async fn sweep_for_ever(broker: Arc<Broker>) {
             Err(error) => tracing::warn!(?error, "sweep failed"),
         }
         tokio::time::sleep(SWEEP_EVERY).await;
+    }
+}
+
+/// Tells AWS what is stopped. A role that AWS is slow about holds up no other.
+async fn stop_for_ever(broker: Arc<Broker>) {
+    loop {
+        match broker.stop_sessions().await {
+            Ok(mut roles) => roles.detach_all(),
+            Err(error) => tracing::warn!(?error, "stopping sessions failed"),
+        }
+        let _ = tokio::time::timeout(STOP_EVERY, broker.something_to_stop()).await;
     }
 }
 

@@ -13,6 +13,7 @@ mod act;
 mod approval;
 mod people;
 mod read;
+mod stop;
 mod sweep;
 
 use std::str::FromStr;
@@ -41,6 +42,11 @@ pub use self::request::{
 };
 pub use self::sign::{
     KeyHolder, NewSignature, Signable, key_holder, sign, signable, spend_nonce, tell, withdraw,
+};
+pub use self::stop::{
+    HeldRole, NewFreeze, NewProbe, ToStop, WhatStops, freeze, freezes, is_known, new_probe,
+    probe_failed, probe_minted, probe_refused, probe_works, revoke, roles_to_stop,
+    stop_what_is_frozen,
 };
 pub use self::sweep::sweep;
 use crate::lease::{LeaseId, UnknownWord};

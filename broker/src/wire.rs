@@ -9,7 +9,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::lease::{
-    ActionClass, Assurance, Decision, Environment, LeaseId, LeaseState, SessionState, Tier, WouldBe,
+    ActionClass, Assurance, Decision, Environment, FreezeKind, LeaseId, LeaseState, SessionState,
+    Tier, WouldBe,
 };
 use crate::statement::act::{ActKind, ActState};
 
@@ -123,6 +124,67 @@ pub struct Session {
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
     pub failure: Option<String>,
+    /// When it was stopped here; AWS may take it until `stopped_at`, or until it expires.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub revoking_at: Option<OffsetDateTime>,
+    /// When AWS was seen to refuse it.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub stopped_at: Option<OffsetDateTime>,
+    /// The Region whose endpoint refused.
+    #[serde(default)]
+    pub stopped_region: Option<String>,
+}
+
+/// `POST /v1/leases/{id}/revoke`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RevokeRequest {
+    /// Why; at most 1,000 characters.
+    pub reason: String,
+}
+
+/// `POST /v1/freezes`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct FreezeRequest {
+    pub kind: FreezeKind,
+    /// The agent, sponsor, scope or environment; absent for `all`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Why; at most 1,000 characters.
+    pub reason: String,
+}
+
+/// A standing order that nothing is issued to what it covers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Freeze {
+    pub id: Uuid,
+    pub kind: FreezeKind,
+    pub target: Option<String>,
+    pub reason: String,
+    pub created_by: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    pub thawed_by: Option<String>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub thawed_at: Option<OffsetDateTime>,
+    /// STS sessions that it stopped.
+    pub sessions: i64,
+    /// Those of them that AWS was not yet seen to refuse, and that have not expired.
+    pub not_yet_stopped: i64,
+    /// When AWS was seen to refuse the last one so far.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub stopped_at: Option<OffsetDateTime>,
+}
+
+/// `GET /v1/freezes`: those that stand, the newest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct FreezeList {
+    pub freezes: Vec<Freeze>,
 }
 
 /// `GET /v1/leases`: newest first.

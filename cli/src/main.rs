@@ -10,6 +10,7 @@ mod client;
 mod output;
 mod settings;
 mod sign;
+mod stop;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -79,6 +80,10 @@ enum Command {
     /// Starts and ends tasks of agents
     #[command(subcommand)]
     Task(act::TaskCommand),
+    Revoke(stop::RevokeArgs),
+    Freeze(stop::FreezeArgs),
+    /// Lists the freezes that stand
+    Freezes,
     Thaw(act::ThawArgs),
     /// Revokes keys
     #[command(subcommand)]
@@ -233,6 +238,9 @@ fn run(cli: Cli, format: Format) -> Result<()> {
         Command::Pending(args) => sign::pending(&context()?, &args),
         Command::Login(args) => sign::login(&context()?, &args),
         Command::Task(command) => act::task(&context()?, &command),
+        Command::Revoke(args) => stop::revoke(&context()?, &args),
+        Command::Freeze(args) => stop::freeze(&context()?, args),
+        Command::Freezes => stop::freezes(&context()?),
         Command::Thaw(args) => act::thaw(&context()?, &args),
         Command::Key(command) => act::key(&context()?, &command),
         Command::Approval(approval::ApprovalCommand::Export(args)) => {

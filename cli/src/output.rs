@@ -94,6 +94,11 @@ impl Failure {
         Self::new(Kind::Internal.exit_code(), "Unexpected", detail, next)
     }
 
+    /// Under way, and not done in the time that was given.
+    pub(crate) fn not_yet(detail: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::new(Kind::CloudUnavailable.exit_code(), "Not done yet", detail, next)
+    }
+
     /// An HTTP status with a body that is not a problem document: a proxy's, or not a broker's.
     pub(crate) fn status(status: u16) -> Self {
         let kind = match status {

@@ -9,19 +9,22 @@ use tests::program::{binary, free_port, program, text};
 
 const UNSET: &str = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN; false\n";
 const ID: &str = "0198c0de-0000-7000-8000-000000000000";
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 22] = [
     "approval",
     "audit",
     "completions",
     "credentials",
     "exec",
     "explain",
+    "freeze",
+    "freezes",
     "key",
     "lease",
     "leases",
     "login",
     "man",
     "pending",
+    "revoke",
     "scopes",
     "show",
     "sign",

@@ -2,13 +2,14 @@
 
 use std::error::Error as _;
 
+use aws_sdk_sts::config::{Credentials, SharedCredentialsProvider};
 use aws_sdk_sts::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
 use aws_sdk_sts::types::Tag;
 use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
 
-use super::Access;
+use super::{Access, PROBE_ACTION};
 use crate::clock::Clock;
 use crate::store::Warrant;
 
@@ -16,12 +17,15 @@ use crate::store::Warrant;
 const SKEW: Duration = Duration::minutes(1);
 /// How often a call is made anew when STS throttled it or was never reached.
 const ATTEMPTS: u32 = 3;
+/// The shortest that AWS mints.
+const PROBE_SECONDS: i32 = 900;
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// The STS client of the minter.
 #[derive(Clone, Debug)]
 pub struct Sts {
     client: aws_sdk_sts::Client,
+    config: aws_config::SdkConfig,
     clock: Clock,
 }
 
@@ -74,7 +78,7 @@ impl MintError {
 impl Sts {
     pub async fn new(access: &Access, clock: Clock) -> Self {
         let minter = access.load(&access.settings.minter, None).await;
-        Self { client: aws_sdk_sts::Client::new(&minter), clock }
+        Self { client: aws_sdk_sts::Client::new(&minter), config: minter, clock }
     }
 
     /// Mints the credentials that `warrant` entitles its agent to.
@@ -91,6 +95,49 @@ impl Sts {
                 Ok(answer) => return check(warrant, answer, self.clock.now()),
             }
         }
+    }
+
+    /// Mints a session of the broker's own on a role, for [`Probe::ask`] alone: it may do nothing else.
+    pub async fn probe(
+        &self,
+        role_arn: &str,
+        external_id: Option<&str>,
+        session_name: &str,
+    ) -> Result<Probe, MintError> {
+        let policy = serde_json::json!({
+            "Version": "2012-10-17",
+            "Statement": [{ "Effect": "Allow", "Action": PROBE_ACTION, "Resource": "*" }],
+        });
+        let request = self
+            .client
+            .assume_role()
+            .role_arn(role_arn)
+            .role_session_name(session_name)
+            .set_external_id(external_id.map(ToOwned::to_owned))
+            .policy(policy.to_string())
+            .duration_seconds(PROBE_SECONDS)
+            .source_identity(session_name);
+        let answer = request.send().await.map_err(|error| describe(&error))?;
+        let Some(minted) = answer.credentials else {
+            return Err(MintError::Wrong { what: "no credentials", access_key_id: None });
+        };
+        let expires_at = OffsetDateTime::from_unix_timestamp(minted.expiration.secs())
+            .map_err(|_| MintError::Wrong { what: "an expiry beyond time", access_key_id: None })?;
+        let credentials = Credentials::new(
+            &minted.access_key_id,
+            minted.secret_access_key,
+            Some(minted.session_token),
+            None,
+            "probe",
+        );
+        let config = aws_sdk_sts::config::Builder::from(&self.config)
+            .credentials_provider(SharedCredentialsProvider::new(credentials))
+            .build();
+        Ok(Probe {
+            client: aws_sdk_sts::Client::from_conf(config),
+            access_key_id: minted.access_key_id,
+            expires_at,
+        })
     }
 
     async fn assume_role(&self, warrant: &Warrant) -> Result<AssumeRoleOutput, MintError> {
@@ -110,6 +157,38 @@ impl Sts {
             .set_tags(Some(tags.collect()))
             .source_identity(&input.source_identity);
         request.send().await.map_err(|error| describe(&error))
+    }
+}
+
+/// A session that a role's policy is tried with. Its credentials never leave this value.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    client: aws_sdk_sts::Client,
+    pub access_key_id: String,
+    pub expires_at: OffsetDateTime,
+}
+
+/// What AWS says to a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeAnswer {
+    Let,
+    Refused,
+    /// Neither: not reached, throttled, expired.
+    Unclear,
+}
+
+impl Probe {
+    pub async fn ask(&self) -> ProbeAnswer {
+        let request = self.client.get_access_key_info().access_key_id(&self.access_key_id);
+        match request.send().await {
+            Ok(_) => ProbeAnswer::Let,
+            Err(error)
+                if matches!(error.code(), Some("AccessDenied" | "AccessDeniedException")) =>
+            {
+                ProbeAnswer::Refused
+            }
+            Err(_) => ProbeAnswer::Unclear,
+        }
     }
 }
 

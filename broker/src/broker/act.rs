@@ -142,7 +142,7 @@ impl Broker {
         wire_act(found.ok_or(Error::NotFound)?)
     }
 
-    async fn caller_in_person(&self, caller: &Caller) -> Result<store::Person> {
+    pub(super) async fn caller_in_person(&self, caller: &Caller) -> Result<store::Person> {
         match caller {
             Caller::Person(reader) => self.person(reader).await,
             Caller::Agent(_) => Err(Error::OtherCaller("a person")),

@@ -250,6 +250,9 @@ impl Broker {
                 Error::Denied { lease_id: Some(id), why: "it was opened under another task".into() }
             }
             (Obstacle::Frozen, _) => Error::Frozen(Some(id)),
+            (Obstacle::RoleCutOff(until), state) if !state.is_terminal() => {
+                Error::RoleCutOff { id, until, wait: until - now }
+            }
             (_, LeaseState::Pending) => Error::Pending(id),
             (_, state) if state.is_terminal() => Error::Ended { id, state },
             _ if signed && !lease.sessions.is_empty() => Error::AlreadyIssued(id),
@@ -281,7 +284,13 @@ impl Broker {
             store::settle(&self.pool, &self.scribe, agent, warrant, minted.as_ref(), now).await?;
         let minted = minted.map_err(|source| Error::Mint { id, signed, source })?;
         if !settled {
-            return Err(Error::StoppedMeanwhile(id));
+            let obstacle = store::claim_obstacle(&self.pool, id, agent, now).await?;
+            return Err(match obstacle {
+                Obstacle::RoleCutOff(until) if !signed => {
+                    Error::RoleCutOff { id, until, wait: until - now }
+                }
+                _ => Error::StoppedMeanwhile(id),
+            });
         }
         let credentials = wire_credentials(session_id, &region, &minted);
         let kept = Delivered {

@@ -7,6 +7,7 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::sign::{KeyHolder, key_holder};
+use super::stop::stop_lease;
 use super::{Result, word};
 use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::lease::{Assurance, Decision, FreezeKind, LeaseId};
@@ -625,45 +626,4 @@ async fn end_sponsored(
     }
     let stopped = u64::try_from(leases.len()).unwrap_or(u64::MAX);
     Ok((!tasks.is_empty()).then_some(stopped))
-}
-
-/// Stops an open lease, which the caller has locked, and its sessions as far as they are ours to stop.
-async fn stop_lease(
-    connection: &mut PgConnection,
-    scribe: &Scribe,
-    actor: Actor<'_>,
-    subject: Subject<'_>,
-    id: Uuid,
-    why: &str,
-    now: OffsetDateTime,
-) -> Result<()> {
-    let event = scribe.body(EventType::LeaseRevoked, actor, subject, json!({ "why": why }), now);
-    sqlx::query!(
-        r#"
-        with stopped as (
-            update lease set state = 'revoked', ended_at = $2, end_reason = $3 where id = $1 returning id
-        )
-        select append_event($4) as seq from stopped
-        "#,
-        id,
-        now,
-        why,
-        event,
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    let sessions = sqlx::query_scalar!(
-        "update session set state = 'revoking', settled_at = coalesce(settled_at, $2) where lease_id = $1 and state = 'live' returning id",
-        id,
-        now,
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    for session in sessions {
-        let subject = Subject { session_id: Some(session), ..subject };
-        let detail = json!({ "why": why });
-        let event = scribe.body(EventType::SessionRevoking, actor, subject, detail, now);
-        sqlx::query!("select append_event($1) as seq", event).fetch_one(&mut *connection).await?;
-    }
-    Ok(())
 }

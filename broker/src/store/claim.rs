@@ -99,7 +99,7 @@ async fn approvals(pool: &PgPool, id: LeaseId) -> Result<Vec<Approval>> {
 
 /// Claims an approved lease for `agent`: one compare-and-swap. `None` when it may not be claimed, whatever the reason.
 ///
-/// It checks again that the task lives, that nothing is frozen, and that as many active people with unrevoked keys
+/// It checks again that the task lives, that nothing is frozen, that AWS would not refuse it, and that as many active people with unrevoked keys
 /// have approved as are needed: once it holds the lease, so that what was committed while it waited is seen. Of several claims of a signed lease, one wins, once.
 pub async fn claim(
     pool: &PgPool,
@@ -129,6 +129,7 @@ pub async fn claim(
             select h.id from held h
              where task_is_live(h.task_id, h.agent, h.sponsor, $4)
                and not is_frozen(h.agent, h.sponsor, h.scope, h.environment)
+               and not role_is_cut_off(h.role_arn, $4)
                and has_its_approvals(h.id, h.signatures_needed)
         ), claimed as (
             update lease l set claimed_at = coalesce(l.claimed_at, $4) from may where l.id = may.id
@@ -164,7 +165,8 @@ pub async fn claim_obstacle(
     let row = sqlx::query!(
         r#"
         select task_is_live($2, $3, $4, $5) as "live!", l.task_id = $2 as "same_task!",
-               is_frozen(l.agent, l.sponsor, l.scope, l.environment) as "frozen!"
+               is_frozen(l.agent, l.sponsor, l.scope, l.environment) as "frozen!",
+               (select r.cut_off from role_stop r where r.role_arn = l.role_arn and $5 < r.cut_off) as cut_off
           from lease l where l.id = $1
         "#,
         id.0,
@@ -179,6 +181,7 @@ pub async fn claim_obstacle(
         it if !it.live => Obstacle::TaskEnded,
         it if !it.same_task => Obstacle::OtherTask,
         it if it.frozen => Obstacle::Frozen,
+        it if it.cut_off.is_some() => Obstacle::RoleCutOff(it.cut_off.unwrap_or(now)),
         _ => Obstacle::Other,
     })
 }
@@ -189,6 +192,8 @@ pub enum Obstacle {
     /// The lease was opened under another task of the same agent.
     OtherTask,
     Frozen,
+    /// All sessions of its role were stopped; new ones begin from then on.
+    RoleCutOff(OffsetDateTime),
     Other,
 }
 
@@ -227,6 +232,7 @@ pub async fn settle(
                     select l.id, l.state from locked l
                      where task_is_live(l.task_id, l.agent, l.sponsor, $3)
                        and not is_frozen(l.agent, l.sponsor, l.scope, l.environment)
+                       and not role_is_cut_off(l.role_arn, (select s.claimed_at from session s where s.id = $2))
                        and has_its_approvals(l.id, l.signatures_needed)
                 ), settled as (
                     update session s set state = 'live', settled_at = $3, access_key_id = $4, expires_at = $5,

@@ -58,7 +58,8 @@ pub async fn find(pool: &PgPool, find: Find<'_>) -> Result<Vec<wire::Lease>> {
                            from signature g where g.lease_id = l.id), '[]') as "signatures!: Json<Vec<wire::Signature>>",
                coalesce((select jsonb_agg(jsonb_build_object(
                             'id', s.id, 'state', s.state, 'session_name', s.session_name, 'access_key_id', s.access_key_id,
-                            'claimed_at', s.claimed_at, 'expires_at', s.expires_at, 'failure', s.failure) order by s.claimed_at)
+                            'claimed_at', s.claimed_at, 'expires_at', s.expires_at, 'failure', s.failure,
+                            'revoking_at', s.revoking_at, 'stopped_at', s.stopped_at, 'stopped_region', s.stopped_region) order by s.claimed_at)
                            from session s where s.lease_id = l.id), '[]') as "sessions!: Json<Vec<wire::Session>>"
           from lease l left join statement t on t.lease_id = l.id
          where ($1::uuid is null or l.id = $1)
