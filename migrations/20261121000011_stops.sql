@@ -14,7 +14,9 @@ create table role_stop (
     failures       integer     not null default 0 check (failures >= 0),
     next_try_at    timestamptz,
     last_error     text,
-    check (written_cut_off is null or written_at is not null)
+    check (written_cut_off is null or written_at is not null),
+    -- AWS counts in whole seconds.
+    check (cut_off = date_trunc('second', cut_off, 'UTC'))
 );
 
 -- A session of the broker's own, that a role's policy is tried with: minted before the policy is written, seen to work, and

@@ -194,8 +194,8 @@ async fn serve(dir: PathBuf, database_url: &str) -> anyhow::Result<()> {
     );
     let listen = config.settings.listen;
     let stopped = stopped()?;
-    let broker =
-        server::compose(config, database_url, AwsOptions::default(), Clock::default()).await?;
+    let composed = server::compose(config, database_url, AwsOptions::default(), Clock::default());
+    let broker = Box::pin(composed).await?;
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     tracing::info!(%listen, "serving");

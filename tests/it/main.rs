@@ -21,6 +21,7 @@ mod rules;
 mod schema;
 mod secrets;
 mod sign;
+mod stop;
 mod surface;
 mod tampering;
 mod toolbox;

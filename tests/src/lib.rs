@@ -5,6 +5,7 @@ pub mod corpus;
 pub mod keys;
 pub mod oracle;
 pub mod program;
+pub mod relay;
 pub mod stack;
 pub mod sts;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -198,10 +198,12 @@ impl Broker {
         roles
     }
 
-    /// Before when a session has begun that no mint of now can still make.
+    /// When all that can have begun by now has begun: AWS is told a time that is over for what was being minted, and new
+    /// sessions wait for it. AWS counts in whole seconds.
     fn cut_off(&self, now: OffsetDateTime) -> OffsetDateTime {
         let aws = &self.config.settings.aws;
-        now + aws.stop_margin.0 + aws.call_timeout.0
+        let at = now + aws.stop_margin.0 + aws.call_timeout.0;
+        at.replace_nanosecond(0).expect("zero is a nanosecond") + Duration::SECOND
     }
 
     /// Returns when this server was told of something to stop.
@@ -373,8 +375,8 @@ impl Broker {
                     store::probe_failed(&self.pool, probe.id, "it expired before AWS refused it")
                         .await
                 }
-                // That somebody looks after it is for the other servers to know.
-                _ if look % 10 == 0 || LATER <= look => {
+                // That somebody looks after it, and is answered, is for the other servers to know.
+                ProbeAnswer::Let if look % 10 == 0 || LATER <= look => {
                     store::probe_works(&self.pool, probe.id, now).await
                 }
                 _ => Ok(()),
@@ -401,7 +403,7 @@ fn reason_of(text: &str) -> Result<&str> {
     let text = text.trim();
     if text.is_empty()
         || LONGEST_REASON < text.chars().count()
-        || text.chars().any(|it| it.is_control())
+        || text.chars().any(char::is_control)
     {
         return Err(Error::Invalid(format!(
             "say why, in one line of at most {LONGEST_REASON} characters"
