@@ -463,6 +463,84 @@ fn any_key_id_can_be_demanded_of_an_export() {
     }
 }
 
+/// A revoked lease whose session AWS refuses, or not yet.
+fn stopped(state: &str) -> Value {
+    let mut lease = lease("revoked");
+    let stopped = state == "stopped";
+    lease["sessions"] = json!([{
+        "id": ID, "state": state, "session_name": "s", "access_key_id": "ASIAEXAMPLE", "claimed_at": "2026-01-01T12:00:00Z",
+        "expires_at": "2026-01-01T12:15:00Z", "failure": null, "revoking_at": "2026-01-01T12:01:00Z",
+        "stopped_at": stopped.then_some("2026-01-01T12:01:03.5Z"), "stopped_region": stopped.then_some("eu-west-1"),
+    }]);
+    lease
+}
+
+#[test]
+fn revoke_waits_until_aws_refuses_and_says_when_and_who_says_so() {
+    let (url, seen) = serve(|before, _| {
+        Answer::Json(200, stopped(if before < 2 { "revoking" } else { "stopped" }))
+    });
+    let output = run(&url, &["revoke", ID, "--reason", "it deletes"]);
+    assert_exit(&output, 0);
+    assert!(err(&output).contains("AWS refuses it, as eu-west-1 says, 3.5 s after"), "{output:?}");
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen[0].line, format!("POST /v1/leases/{ID}/revoke"));
+    assert_eq!(seen[0].body, json!({ "reason": "it deletes" }));
+    assert_eq!(seen[2].line, format!("GET /v1/leases/{ID}"));
+
+    // Stopped here is not stopped at AWS, and is not said to be.
+    let (url, seen) = serve(|_, _| Answer::Json(200, stopped("revoking")));
+    let output = run(&url, &["revoke", ID, "--reason", "it deletes", "--wait", "0s"]);
+    assert_exit(&output, 9);
+    assert!(err(&output).contains("AWS was not yet seen to refuse 1 sessions"), "{output:?}");
+    assert_eq!(seen.lock().unwrap().len(), 1);
+
+    let output = run(&url, &["revoke", ID]);
+    assert_exit(&output, 2);
+}
+
+#[test]
+fn freeze_names_one_thing_and_a_key_is_enough_to_freeze_with() {
+    let (home, key, _) = home_with_key();
+    let (url, seen) = serve(|_, request| match request.line.split('/').next_back().unwrap() {
+        "nonce" => {
+            Answer::Json(200, json!({ "nonce": "n0nce", "expires_at": "2100-01-01T00:00:00Z" }))
+        }
+        "login" => Answer::Json(
+            200,
+            json!({ "person": "carol", "token": "carols", "expires_at": "2100-01-01T00:00:00Z" }),
+        ),
+        _ => Answer::Json(
+            201,
+            json!({
+                "id": ID, "kind": "environment", "target": "production", "reason": "r", "created_by": "carol",
+                "created_at": "2026-01-01T12:00:00Z", "thawed_by": null, "thawed_at": null, "sessions": 2, "not_yet_stopped": 0,
+                "stopped_at": "2026-01-01T12:00:02Z",
+            }),
+        ),
+    });
+    let with = |args: &[&str]| {
+        let key = key.to_str().unwrap();
+        let args: Vec<_> =
+            ["freeze", "--reason", "r", "--key", key].iter().chain(args).copied().collect();
+        broker(&url, home.path(), &args).output().unwrap()
+    };
+    for args in [&[][..], &["--all", "--agent", "x"], &["--scope", "x", "--sponsor", "y"]] {
+        assert_exit(&with(args), 2);
+    }
+    assert!(seen.lock().unwrap().is_empty());
+    let output = with(&["--environment", "production"]);
+    assert_exit(&output, 0);
+    let words = err(&output);
+    assert!(words.contains("AWS refuses all 2 sessions, 2.0 s after"), "{words}");
+    assert!(words.contains(&format!("broker thaw {ID}")), "{words}");
+    let seen = seen.lock().unwrap();
+    let last = seen.last().unwrap();
+    assert_eq!(last.line, "POST /v1/freezes");
+    assert_eq!(last.headers["authorization"], "Bearer carols");
+    assert_eq!(last.body, json!({ "kind": "environment", "target": "production", "reason": "r" }));
+}
+
 fn sealed(tier: Tier) -> LeaseStatement {
     let actions = vec![ActionTerms {
         action: "s3:PutObject".into(),

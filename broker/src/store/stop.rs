@@ -201,8 +201,11 @@ pub async fn stop_what_is_frozen(
         select distinct s.lease_id
           from session s join lease l on l.id = s.lease_id
          where s.state in ('issuing', 'live')
-           and (exists (select from "freeze" f where f.thawed_at is null) or exists (select from role_stop r where r.cut_off is not null))
-           and (is_frozen(l.agent, l.sponsor, l.scope, l.environment) or role_is_cut_off(l.role_arn, s.claimed_at))
+           and (exists (select from "freeze" f
+                         where f.thawed_at is null
+                           and (f.kind = 'all' or (f.kind, f.target) in (('agent', l.agent), ('sponsor', l.sponsor),
+                                                                         ('scope', l.scope), ('environment', l.environment))))
+                or exists (select from role_stop r where r.role_arn = l.role_arn and s.claimed_at < r.cut_off))
          order by s.lease_id
         "#
     )
@@ -225,8 +228,8 @@ pub async fn stop_what_is_frozen(
           left join lateral (
               select f.id, f.reason from "freeze" f
                where f.thawed_at is null
-                 and (f.kind = 'all' or f.target = case f.kind when 'agent' then l.agent when 'sponsor' then l.sponsor
-                                                               when 'scope' then l.scope when 'environment' then l.environment end)
+                 and (f.kind = 'all' or (f.kind, f.target) in (('agent', l.agent), ('sponsor', l.sponsor),
+                                                               ('scope', l.scope), ('environment', l.environment)))
                order by f.created_at limit 1) f on true
          where l.id = any ($1) and s.lease_id = l.id and s.state = 'live'
            and (f.id is not null or role_is_cut_off(l.role_arn, s.claimed_at))
