@@ -1,5 +1,6 @@
 //! The stop button: what was issued is refused by AWS, that alone, provably, whatever goes away meanwhile.
 
+use std::path::Path;
 use std::time::Duration;
 
 use aws_sdk_iam::config::{BehaviorVersion, Credentials, Region};
@@ -11,6 +12,7 @@ use broker::identity::{Caller, Reader};
 use broker::lease::{FreezeKind, LeaseId};
 use broker::wire;
 use serde_json::{Value, json};
+use tests::program::{Server, free_port, http, until};
 use tests::relay::Relay;
 use tests::sts::FakeSts;
 use tests::{AGENT, Answer, Sender, Setup, TestBroker, stack, start_task, wide_budgets};
@@ -52,7 +54,8 @@ impl Stage {
             // A cut-off that is over soon.
             settings: format!("call_timeout = \"3s\"\nstop_margin = \"1s\"\n{}", wide_budgets()),
             scopes: Some(scopes),
-            ..Setup::real()
+            // What `brokerd serve` takes.
+            software_keys: false,
         };
         let broker = TestBroker::new(setup).await;
         let rounds = rounds_of(&broker);
@@ -90,7 +93,7 @@ impl Stage {
 
     /// Waits until all sessions of the lease are stopped.
     async fn stopped(&self, id: LeaseId) -> Vec<wire::Session> {
-        until("AWS refuses it", async || {
+        until("AWS refuses it", SOON, async || {
             self.broker.sessions(id).await.iter().all(|it| it == "stopped")
         })
         .await;
@@ -138,15 +141,6 @@ fn rounds_of(broker: &TestBroker) -> AbortHandle {
 fn carol(broker: &TestBroker) -> Caller {
     let token_expires_at = broker.clock.now() + time::Duration::HOUR;
     Caller::Person(Reader { handle: "carol".into(), token_expires_at })
-}
-
-async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !is().await {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(SOON, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
 fn administrator() -> aws_sdk_iam::Client {
@@ -298,7 +292,7 @@ async fn after_a_freeze_of_the_environment_all_are_refused_and_after_the_thaw_ne
     assert_eq!(early.problem(), "/problems/role-cut-off", "{}", early.body);
     assert!(early.headers.contains_key("retry-after") && early.body["retry_at"].is_string());
     let mut fresh = Value::Null;
-    until("new sessions begin", async || {
+    until("new sessions begin", SOON, async || {
         let answer = stage.broker.claim(unclaimed).await;
         fresh = answer.body.clone();
         answer.status == StatusCode::OK
@@ -343,13 +337,13 @@ async fn a_freeze_stops_what_it_names_and_nothing_else() {
     stage.stopped(first).await;
     expect([false, true, true, true]).await;
     let freeze = stage.freeze(FreezeKind::Sponsor, Some("alice")).await;
-    until("alice's are stopped", async || not_yet(&stage, freeze.id).await == 0).await;
+    until("alice's are stopped", SOON, async || not_yet(&stage, freeze.id).await == 0).await;
     expect([false, false, true, true]).await;
     let freeze = stage.freeze(FreezeKind::Scope, Some("staging-rw")).await;
-    until("staging-rw's are stopped", async || not_yet(&stage, freeze.id).await == 0).await;
+    until("staging-rw's are stopped", SOON, async || not_yet(&stage, freeze.id).await == 0).await;
     expect([false, false, false, true]).await;
     let freeze = stage.freeze(FreezeKind::All, None).await;
-    until("all are stopped", async || not_yet(&stage, freeze.id).await == 0).await;
+    until("all are stopped", SOON, async || not_yet(&stage, freeze.id).await == 0).await;
     expect([false; 4]).await;
 }
 
@@ -386,7 +380,7 @@ async fn of_five_hundred_revocations_at_once_none_is_lost() {
     while let Some(status) = revoking.join_next().await {
         assert_eq!(status.expect("no panic"), StatusCode::OK);
     }
-    until("all are stopped", async || {
+    until("all are stopped", SOON, async || {
         stage.count("select count(*) from session where state = 'revoking'").await == 0
     })
     .await;
@@ -455,7 +449,7 @@ async fn while_iam_is_away_the_tables_say_no_and_afterwards_aws_does() {
     relay.iam_is_away(true);
     assert_eq!(stage.revoke(id).await.status, StatusCode::OK);
     assert_eq!(stage.broker.claim(id).await.reason(), "revoked");
-    until("it is tried again", async || {
+    until("it is tried again", SOON, async || {
         stage.count("select coalesce(max(failures), 0)::int8 from role_stop").await >= 3
     })
     .await;
@@ -477,7 +471,7 @@ async fn a_server_that_dies_in_the_middle_is_followed_by_one_that_finishes() {
     let (id, credentials) = stage.session().await;
     relay.sts_leaves_after_put();
     stage.revoke(id).await;
-    until("the policy is written", async || {
+    until("the policy is written", SOON, async || {
         stage.count("select count(*) from session where denied_at is not null").await == 1
     })
     .await;
@@ -493,6 +487,65 @@ async fn a_server_that_dies_in_the_middle_is_followed_by_one_that_finishes() {
     rounds.abort();
 }
 
+/// Starts `brokerd serve` on the stage's configuration, database and role.
+async fn serve(stage: &Stage, dir: &Path, endpoint: &str) -> (Server, u16) {
+    let port = free_port().await;
+    let config = dir.join(port.to_string());
+    std::fs::create_dir_all(config.join("policies")).expect("a directory");
+    for name in [
+        "broker.toml",
+        "scopes.toml",
+        "instance.pem",
+        "aws.credentials",
+        "policies/agents.cedar",
+        "policies/people.cedar",
+    ] {
+        let text = std::fs::read_to_string(stage.broker.config_dir.path().join(name)).expect(name);
+        let text = text.replace("127.0.0.1:1\"", &format!("127.0.0.1:{port}\""));
+        std::fs::write(config.join(name), text).expect(name);
+    }
+    let environment = [
+        ("BROKER_DATABASE_URL", stage.broker.database.app_url.as_str()),
+        ("AWS_ENDPOINT_URL", endpoint),
+    ];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let dir_name = config.display().to_string();
+    // The role may do more than its scopes, as those of the tests do.
+    let args = ["serve", "--config", &dir_name, "--despite-findings"];
+    let server = Server::start(&args, &environment, &config.with_extension("log"));
+    until("the server is ready", SOON, async || {
+        http(port, "GET", "/readyz", None, None).await.is_ok_and(|it| it.status == 200)
+    })
+    .await;
+    (server, port)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_while_it_tells_aws_is_followed_by_one_that_does() {
+    let relay = Relay::start(&stack::shared().endpoint).await;
+    let stage = Stage::new().await;
+    stage.rounds.abort();
+    let (id, credentials) = stage.session().await;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (first, port) = serve(&stage, dir.path(), &relay.endpoint).await;
+    relay.iam_is_away(true);
+    let path = format!("/v1/leases/{id}/revoke");
+    let body = json!({ "reason": "now" });
+    let answer = http(port, "POST", &path, Some(&stage.broker.token), Some(&body)).await;
+    assert_eq!(answer.expect("it answers").status, 200);
+    until("it has tried", SOON, async || {
+        stage.count("select coalesce(max(failures), 0)::int8 from role_stop").await >= 1
+    })
+    .await;
+    first.stop("KILL").await;
+    assert!(works(&credentials).await && stage.broker.sessions(id).await == ["revoking"]);
+    relay.iam_is_away(false);
+    let (second, _) = serve(&stage, dir.path(), &relay.endpoint).await;
+    stage.stopped(id).await;
+    assert!(!works(&credentials).await);
+    assert!(second.stop("TERM").await.success());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_that_somebody_removes_or_changes_is_written_anew() {
     let stage = Stage::new().await;
@@ -504,14 +557,14 @@ async fn a_policy_that_somebody_removes_or_changes_is_written_anew() {
     assert!(works(&credentials).await);
     let look = "update role_stop set next_check_at = now()";
     stage.broker.as_owner(look).await;
-    until("it is back", async || !works(&credentials).await).await;
+    until("it is back", SOON, async || !works(&credentials).await).await;
 
     let allow = json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": "*", "Resource": "*" }] });
     let put = stage.iam.put_role_policy().role_name(&stage.role).policy_name(STOP_POLICY);
     put.policy_document(allow.to_string()).send().await.expect("an administrator may");
     assert!(works(&credentials).await);
     stage.broker.as_owner(look).await;
-    until("it is as it was", async || !works(&credentials).await).await;
+    until("it is as it was", SOON, async || !works(&credentials).await).await;
     assert_eq!(stage.broker.sessions(id).await, ["stopped"]);
 }
 
@@ -524,9 +577,9 @@ async fn what_has_expired_is_taken_out_of_the_policy_and_the_policy_off_the_role
     stage.stopped(id).await;
     assert!(stage.policy().await.is_some());
     stage.broker.clock.advance(time::Duration::hours(2));
-    until("the policy is removed", async || stage.policy().await.is_none()).await;
+    until("the policy is removed", SOON, async || stage.policy().await.is_none()).await;
     let sql = "select count(*) from role_stop where written_at is null";
-    until("that is written down", async || stage.count(sql).await == 1).await;
+    until("that is written down", SOON, async || stage.count(sql).await == 1).await;
 }
 
 // ------------------------------------------------------------------------------------------------------------ races
