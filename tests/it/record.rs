@@ -216,19 +216,12 @@ impl Walk {
         assert_eq!(answer.problem(), "/problems/over-budget", "{}", answer.body);
     }
 
-    /// Sends a request as carol, of operations.
-    async fn as_carol(&self, path: &str, body: Value) -> Answer {
-        let (token, _) = self.broker.broker.tokens.login_token("carol", self.broker.clock.now());
-        let token = token.expose_secret();
-        self.broker.send(Method::POST, path, Some(token), &[], Some(body)).await
-    }
-
     /// Two leases are revoked, one of them with a session; another session is frozen, and a freeze has ended.
     async fn people_stop_some(&mut self) {
         let (used, unused) = (self.claimed(self.approved().await).await, self.approved().await);
         let stop = json!({ "reason": "stop" });
         let own = self.broker.post(&format!("/v1/leases/{used}/revoke"), stop.clone()).await;
-        let others = self.as_carol(&format!("/v1/leases/{unused}/revoke"), stop).await;
+        let others = as_carol(&self.broker, &format!("/v1/leases/{unused}/revoke"), stop).await;
         for (how, id, answer) in [("by its agent", used, own), ("by operations", unused, others)] {
             assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
             self.keep("revoked", how, id);
@@ -239,7 +232,7 @@ impl Walk {
             [("environment", "backup", false), ("scope", "staging-ro", true)]
         {
             let body = json!({ "kind": kind, "target": target, "reason": "it runs wild" });
-            let answer = self.as_carol("/v1/freezes", body).await;
+            let answer = as_carol(&self.broker, "/v1/freezes", body).await;
             assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
             if !still {
                 self.broker.thaw().await;
@@ -252,10 +245,10 @@ impl Walk {
     async fn aws_is_told(&mut self) {
         let (pool, now) = (self.broker.pool(), self.broker.clock.now());
         let scribe = Scribe { source: "http://localhost:1".to_owned() };
-        let hold = async |role| {
+        let take = async |role| {
             store::HeldRole::hold(pool, role).await.expect("asked").expect("nobody else has it")
         };
-        let mut held = hold(PRODUCTION_ROLE).await;
+        let mut held = take(PRODUCTION_ROLE).await;
         let what = held.what_stops(now).await.expect("known");
         let probe = store::new_probe(pool, &scribe, PRODUCTION_ROLE, now).await.expect("written");
         let expires_at = now + Duration::minutes(15);
@@ -269,9 +262,15 @@ impl Walk {
         let stopped = store::probe_refused(pool, &scribe, probe.id, "us-east-1", refused_at).await;
         assert_eq!(stopped.expect("written"), 1);
 
-        hold(STAGING_ROLE).await.cut_off(&scribe, now, now).await.expect("written");
-        hold(STAGING_ROLE).await.failed("IAM refused", None, now).await.expect("written");
+        take(STAGING_ROLE).await.cut_off(&scribe, now, now).await.expect("written");
+        take(STAGING_ROLE).await.failed("IAM refused", None, now).await.expect("written");
     }
+}
+
+/// Sends a request as carol, of operations.
+async fn as_carol(broker: &TestBroker, path: &str, body: Value) -> Answer {
+    let (token, _) = broker.broker.tokens.login_token("carol", broker.clock.now());
+    broker.send(Method::POST, path, Some(token.expose_secret()), &[], Some(body)).await
 }
 
 fn lease_id(body: &Value) -> LeaseId {
@@ -520,6 +519,11 @@ async fn a_change_and_its_event_are_one_transaction() {
     one(id, &["lease"], &["lease.withdrawn"]).await;
     let denied = broker.post("/v1/leases", json!({ "scope": "admin" })).await;
     one(lease_id(&denied.body), &["lease"], &["lease.denied"]).await;
+    sts.set(Mood::Good { now: broker.clock.now() });
+    let id = broker.staging_lease().await;
+    assert_eq!(broker.claim(id).await.status, StatusCode::OK);
+    broker.post(&format!("/v1/leases/{id}/revoke"), json!({ "reason": "stop" })).await;
+    one(id, &["lease", "session"], &["lease.revoked", "session.revoking"]).await;
     let (unsigned, unclaimed) = (broker.pending_lease().await, broker.staging_lease().await);
     one(unclaimed, &["lease"], &["lease.approved"]).await;
     broker.clock.advance(Duration::minutes(31));
@@ -552,7 +556,17 @@ async fn a_change_whose_event_cannot_be_written_does_not_happen() {
     broker.approve(approved, &broker.bob).await;
     let stored = async || {
         let mut all = Vec::new();
-        for table in ["lease", "statement", "signature", "session", "login", "event"] {
+        let tables = [
+            "lease",
+            "statement",
+            "signature",
+            "session",
+            "login",
+            "\"freeze\"",
+            "role_stop",
+            "event",
+        ];
+        for table in tables {
             all.push(
                 rows(
                     &broker,
@@ -579,6 +593,8 @@ async fn a_change_whose_event_cannot_be_written_does_not_happen() {
         broker.approve(pending, &broker.alice).await,
         broker.send_signature(pending, "refuse", &refusal).await,
         broker.post(&format!("/v1/leases/{pending}/withdraw"), json!({})).await,
+        broker.post(&format!("/v1/leases/{approved}/revoke"), json!({ "reason": "stop" })).await,
+        as_carol(&broker, "/v1/freezes", json!({ "kind": "all", "reason": "stop" })).await,
         broker.claim(approved).await,
         broker.claim(unclaimed).await,
         broker.send(Method::POST, "/v1/login", None, &[], Some(login.clone())).await,
