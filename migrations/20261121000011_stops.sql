@@ -42,6 +42,10 @@ create table probe (
     check (proven_at is null or access_key_id is not null),
     check (denied_at is null or proven_at <= denied_at),
     check (refused_at is null or denied_at is not null),
+    -- Only what AWS let is proof when it refuses it; and only after the policy was written.
+    check (claimed_at <= proven_at),
+    check (denied_at <= refused_at),
+    check (refused_at is null or failure is null),
     check (proven_at is null or tried_at is not null),
     check ((refused_at is null) = (region is null)),
     check (denied_at is null or proven_at is not null)
@@ -81,10 +85,6 @@ begin
        (old.id, old.lease_id, old.signed, old.session_name, old.claimed_at)
        or (old.access_key_id is not null and new.access_key_id is distinct from old.access_key_id)
        or (old.expires_at is not null and new.expires_at is distinct from old.expires_at)
-       or (old.revoking_at is not null and (new.revoking_at, new.stop_reason, new.freeze_id)
-                                           is distinct from (old.revoking_at, old.stop_reason, old.freeze_id))
-       or (old.stopped_at is not null and (new.stopped_at, new.stopped_region, new.denied_at, new.probe_id)
-                                          is distinct from (old.stopped_at, old.stopped_region, old.denied_at, old.probe_id))
        or new.deliveries < old.deliveries then
         raise exception 'what session % is cannot change', old.id using errcode = 'integrity_constraint_violation';
     end if;
@@ -97,16 +97,36 @@ begin
     if new.deliveries > old.deliveries and new.state <> 'live' then
         raise exception 'session % is not live', old.id using errcode = 'integrity_constraint_violation';
     end if;
-    -- Nothing is called stopped that AWS was not seen to refuse.
+    -- Why it is stopped is said when it is; what AWS does about it, until it ends.
+    if ((old.state = 'revoking' or new.state <> 'revoking')
+        and (new.revoking_at, new.stop_reason, new.freeze_id) is distinct from (old.revoking_at, old.stop_reason, old.freeze_id))
+       or (old.state <> 'revoking'
+           and (new.denied_at, new.probe_id, new.stopped_at, new.stopped_region)
+               is distinct from (old.denied_at, old.probe_id, old.stopped_at, old.stopped_region)) then
+        raise exception 'how session % is stopped cannot change', old.id using errcode = 'integrity_constraint_violation';
+    end if;
+    -- Nothing is called stopped that AWS was not seen to refuse: by a policy that was written after it was to be stopped, as far
+    -- as the clocks of two servers agree.
     if new.state = 'stopped' and old.state <> 'stopped' and not exists (
         select from probe p join lease l on l.role_arn = p.role_arn
          where p.id = new.probe_id and l.id = new.lease_id and p.denied_at = new.denied_at
-           and p.refused_at <= new.stopped_at and p.region = new.stopped_region) then
+           and new.revoking_at <= p.denied_at + interval '1 minute' and p.refused_at <= new.stopped_at and p.region = new.stopped_region) then
         raise exception 'nobody has seen AWS refuse session %', old.id using errcode = 'integrity_constraint_violation';
     end if;
     return new;
 end
 $$;
+
+create function probe_starts() returns trigger
+language plpgsql set search_path = pg_catalog, public, pg_temp as $$
+begin
+    if 0 < num_nonnulls(new.access_key_id, new.expires_at, new.tried_at, new.proven_at, new.denied_at, new.refused_at, new.region, new.failure) then
+        raise exception 'a probe starts before it has seen anything' using errcode = 'integrity_constraint_violation';
+    end if;
+    return new;
+end
+$$;
+create trigger probe_starts before insert on probe for each row execute function probe_starts();
 
 create function probe_guard() returns trigger
 language plpgsql set search_path = pg_catalog, public, pg_temp as $$
@@ -151,8 +171,9 @@ begin
         raise exception 'freeze % cannot change', old.id using errcode = 'integrity_constraint_violation';
     end if;
     if new.thawed_at is not null and not exists (
-        select from act a where a.id::text = current_setting('broker.act', true) and a.kind = 'thaw' and a.state = 'done'
-                            and a.doc -> 'act' ->> 'freeze_id' = old.id::text) then
+        select from act a join act_signature g on g.act_id = a.id and g.decision = 'approve' and g.person = new.thawed_by
+         where a.id::text = current_setting('broker.act', true) and a.kind = 'thaw' and a.state = 'done'
+           and a.xmin = pg_current_xact_id()::xid and a.doc -> 'act' ->> 'freeze_id' = old.id::text) then
         raise exception 'freeze % is thawed by a signed statement', old.id using errcode = 'integrity_constraint_violation';
     end if;
     return new;
@@ -172,6 +193,7 @@ create trigger freeze_guard before update on "freeze" for each row execute funct
 create trigger freeze_is_kept before delete on "freeze" for each row execute function refuse_change();
 create trigger freeze_is_kept_whole before truncate on "freeze" for each statement execute function refuse_change();
 
+alter table probe enable always trigger probe_starts;
 alter table probe enable always trigger probe_guard;
 alter table probe enable always trigger probe_is_kept;
 alter table probe enable always trigger probe_is_kept_whole;

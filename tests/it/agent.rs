@@ -389,7 +389,7 @@ async fn a_claim_and_a_request_stop_at_a_freeze_of_any_kind() {
                 "{kind}"
             );
         }
-        broker.as_owner("update \"freeze\" set thawed_at = now(), thawed_by = 'bob' where thawed_at is null").await;
+        broker.thaw().await;
     }
     // Freezes of others do not matter.
     broker.as_owner("insert into \"freeze\" (id, kind, target, reason, created_by, created_at) values (gen_random_uuid(), 'agent', 'somebody-else', 'test', 'carol', now())").await;

@@ -4,16 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::http::{Method, StatusCode};
+use broker::audit::Scribe;
 use broker::lease::LeaseId;
 use broker::statement::{canonical, sha256_hex};
 use broker::store;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tests::keys::Key;
 use tests::sts::{FakeSts, Mood};
 use tests::{
-    AGENT, PRODUCTION_OBJECT, STAGING_OBJECT, Setup, TestBroker, production_write, wide_budgets,
+    AGENT, Answer, PRODUCTION_OBJECT, STAGING_OBJECT, Setup, TestBroker, production_write,
+    wide_budgets,
 };
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime};
@@ -24,8 +27,9 @@ type LogRow = (i64, Uuid, String, Vec<u8>, Vec<u8>);
 
 /// Everything that is recorded.
 /// Of leases, sessions and logins; those of acts of authority have a walk of their own.
-const EVENT_TYPES: [&str; 22] = [
+const EVENT_TYPES: [&str; 29] = [
     "budget.exceeded",
+    "freeze.created",
     "lease.approved",
     "lease.claim-refused",
     "lease.denied",
@@ -35,9 +39,12 @@ const EVENT_TYPES: [&str; 22] = [
     "lease.lapsed",
     "lease.pending",
     "lease.refused",
+    "lease.revoked",
     "lease.withdrawn",
     "login.accepted",
     "login.rejected",
+    "probe.issuing",
+    "role.cut-off",
     "ruleset.in-force",
     "session.dropped",
     "session.expired",
@@ -45,9 +52,15 @@ const EVENT_TYPES: [&str; 22] = [
     "session.issued",
     "session.issuing",
     "session.redelivered",
+    "session.revoking",
+    "session.stopped",
     "signature.accepted",
     "signature.rejected",
+    "stop.written",
 ];
+
+const STAGING_ROLE: &str = "arn:aws:iam::000000000000:role/broker-staging";
+const PRODUCTION_ROLE: &str = "arn:aws:iam::000000000000:role/broker-production";
 
 const LEASE_ENDS: [&str; 7] =
     ["denied", "refused", "withdrawn", "lapsed", "failed", "expired", "revoked"];
@@ -71,6 +84,8 @@ impl Walk {
         walk.time_ends_some(&sts).await;
         walk.others_go_on().await;
         walk.one_is_over_budget(&sts).await;
+        walk.people_stop_some().await;
+        walk.aws_is_told().await;
         walk
     }
 
@@ -178,9 +193,6 @@ impl Walk {
         }
         let approved = self.approved().await;
         self.keep("approved", "", approved);
-        self.broker.as_owner("insert into \"freeze\" (id, kind, reason, created_by, created_at) values (gen_random_uuid(), 'all', 'stop', 'carol', now())").await;
-        assert_eq!(self.broker.claim(approved).await.problem(), "/problems/frozen");
-        self.broker.as_owner("update \"freeze\" set thawed_at = now(), thawed_by = 'bob'").await;
 
         let nonce =
             self.broker.send(Method::POST, "/v1/login/nonce", None, &[], Some(json!({}))).await;
@@ -204,13 +216,61 @@ impl Walk {
         assert_eq!(answer.problem(), "/problems/over-budget", "{}", answer.body);
     }
 
-    /// Stops a lease, as an operator's hand would.
-    async fn revoke_one(&mut self) {
-        let id = self.approved().await;
-        let sql = "update lease set state = 'revoked', ended_at = requested_at, end_reason = 'stop' where id = $1";
-        sqlx::query(sql).bind(id.0).execute(&self.broker.database.owner).await.expect("revoked");
-        self.keep("revoked", "by hand", id);
+    /// Two leases are revoked, one of them with a session; another session is frozen, and a freeze has ended.
+    async fn people_stop_some(&mut self) {
+        let (used, unused) = (self.claimed(self.approved().await).await, self.approved().await);
+        let stop = json!({ "reason": "stop" });
+        let own = self.broker.post(&format!("/v1/leases/{used}/revoke"), stop.clone()).await;
+        let others = as_carol(&self.broker, &format!("/v1/leases/{unused}/revoke"), stop).await;
+        for (how, id, answer) in [("by its agent", used, own), ("by operations", unused, others)] {
+            assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+            self.keep("revoked", how, id);
+        }
+        let frozen = self.broker.post("/v1/leases", json!({ "scope": "staging-ro" })).await.id();
+        self.keep("issued", "frozen", self.claimed(frozen).await);
+        for (kind, target, still) in
+            [("environment", "backup", false), ("scope", "staging-ro", true)]
+        {
+            let body = json!({ "kind": kind, "target": target, "reason": "it runs wild" });
+            let answer = as_carol(&self.broker, "/v1/freezes", body).await;
+            assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+            if !still {
+                self.broker.thaw().await;
+            }
+        }
+        assert_eq!(self.broker.claim(frozen).await.problem(), "/problems/frozen");
     }
+
+    /// What the server writes of a role whose policy AWS takes, and of one where it has no room.
+    async fn aws_is_told(&mut self) {
+        let (pool, now) = (self.broker.pool(), self.broker.clock.now());
+        let scribe = Scribe { source: "http://localhost:1".to_owned() };
+        let take = async |role| {
+            store::HeldRole::hold(pool, role).await.expect("asked").expect("nobody else has it")
+        };
+        let mut held = take(PRODUCTION_ROLE).await;
+        let what = held.what_stops(now).await.expect("known");
+        let probe = store::new_probe(pool, &scribe, PRODUCTION_ROLE, now).await.expect("written");
+        let expires_at = now + Duration::minutes(15);
+        store::probe_minted(pool, probe.id, "ASIAPROBE", expires_at).await.expect("written");
+        store::probe_works(pool, probe.id, now).await.expect("written");
+        let written_at = now + Duration::SECOND;
+        held.written(&scribe, &what.policy, &what.unproven, Some(probe.id), written_at)
+            .await
+            .expect("written");
+        let refused_at = now + Duration::milliseconds(2500);
+        let stopped = store::probe_refused(pool, &scribe, probe.id, "us-east-1", refused_at).await;
+        assert_eq!(stopped.expect("written"), 1);
+
+        take(STAGING_ROLE).await.cut_off(&scribe, now, now).await.expect("written");
+        take(STAGING_ROLE).await.failed("IAM refused", None, now).await.expect("written");
+    }
+}
+
+/// Sends a request as carol, of operations.
+async fn as_carol(broker: &TestBroker, path: &str, body: Value) -> Answer {
+    let (token, _) = broker.broker.tokens.login_token("carol", broker.clock.now());
+    broker.send(Method::POST, path, Some(token.expose_secret()), &[], Some(body)).await
 }
 
 fn lease_id(body: &Value) -> LeaseId {
@@ -344,8 +404,9 @@ async fn every_end_of_a_lease_has_its_one_event() {
         }
         let end = format!("lease.{state}");
         assert_eq!(ends, [&end], "{state} {how}: {events:?}");
-        // A mint that came too late is told after the end that time had brought.
-        let told_last = events.iter().rfind(|it| *it != "session.dropped");
+        // What becomes of a session that nobody may have any more is told after the end.
+        let after = ["session.dropped", "session.revoking", "session.stopped"];
+        let told_last = events.iter().rfind(|it| !after.contains(&it.as_str()));
         assert_eq!(told_last, Some(&end), "{state} {how}: {events:?}");
 
         let sql = format!("select l.ended_at = e.occurred_at as same_time, l.end_reason, e.doc #>> '{{data,detail,why}}' as why
@@ -360,7 +421,7 @@ async fn every_end_of_a_lease_has_its_one_event() {
         assert_eq!(row["end_reason"].is_null(), silent, "{state} {how}: {row}");
     }
     let states: BTreeSet<_> = walk.leases.keys().map(|it| it.0).collect();
-    assert!(LEASE_ENDS.iter().all(|it| *it == "revoked" || states.contains(it)));
+    assert!(LEASE_ENDS.iter().all(|it| states.contains(it)));
 }
 
 #[tokio::test]
@@ -458,6 +519,11 @@ async fn a_change_and_its_event_are_one_transaction() {
     one(id, &["lease"], &["lease.withdrawn"]).await;
     let denied = broker.post("/v1/leases", json!({ "scope": "admin" })).await;
     one(lease_id(&denied.body), &["lease"], &["lease.denied"]).await;
+    sts.set(Mood::Good { now: broker.clock.now() });
+    let id = broker.staging_lease().await;
+    assert_eq!(broker.claim(id).await.status, StatusCode::OK);
+    broker.post(&format!("/v1/leases/{id}/revoke"), json!({ "reason": "stop" })).await;
+    one(id, &["lease", "session"], &["lease.revoked", "session.revoking"]).await;
     let (unsigned, unclaimed) = (broker.pending_lease().await, broker.staging_lease().await);
     one(unclaimed, &["lease"], &["lease.approved"]).await;
     broker.clock.advance(Duration::minutes(31));
@@ -490,7 +556,17 @@ async fn a_change_whose_event_cannot_be_written_does_not_happen() {
     broker.approve(approved, &broker.bob).await;
     let stored = async || {
         let mut all = Vec::new();
-        for table in ["lease", "statement", "signature", "session", "login", "event"] {
+        let tables = [
+            "lease",
+            "statement",
+            "signature",
+            "session",
+            "login",
+            "\"freeze\"",
+            "role_stop",
+            "event",
+        ];
+        for table in tables {
             all.push(
                 rows(
                     &broker,
@@ -517,6 +593,8 @@ async fn a_change_whose_event_cannot_be_written_does_not_happen() {
         broker.approve(pending, &broker.alice).await,
         broker.send_signature(pending, "refuse", &refusal).await,
         broker.post(&format!("/v1/leases/{pending}/withdraw"), json!({})).await,
+        broker.post(&format!("/v1/leases/{approved}/revoke"), json!({ "reason": "stop" })).await,
+        as_carol(&broker, "/v1/freezes", json!({ "kind": "all", "reason": "stop" })).await,
         broker.claim(approved).await,
         broker.claim(unclaimed).await,
         broker.send(Method::POST, "/v1/login", None, &[], Some(login.clone())).await,
@@ -726,8 +804,7 @@ async fn the_history_of_a_lease_names_its_people_keys_sessions_and_way_back() {
 
 #[tokio::test]
 async fn every_view_answers_on_leases_in_every_state() {
-    let mut walk = Walk::new().await;
-    walk.revoke_one().await;
+    let walk = Walk::new().await;
     let mut ops = Ops::new(&walk.broker).await;
 
     let history = ops.rows("select id, state from lease_history order by id").await;
@@ -746,10 +823,14 @@ async fn every_view_answers_on_leases_in_every_state() {
     );
 
     let live = ops.rows("select lease_id, state, tier, deliveries, access_key_id is not null as known from live_sessions order by lease_id").await;
-    let session = |how, tier, deliveries: i32| json!({ "lease_id": walk.id("issued", how), "state": "live", "tier": tier, "deliveries": deliveries, "known": true });
+    let session = |how, state, tier, deliveries: i32| json!({ "lease_id": walk.id("issued", how), "state": state, "tier": tier, "deliveries": deliveries, "known": true });
     assert_eq!(
         live,
-        [session("signed", "production-write", 1), session("unsigned", "staging-write", 2)]
+        [
+            session("signed", "live", "production-write", 1),
+            session("unsigned", "live", "staging-write", 2),
+            session("frozen", "revoking", "read-only", 1),
+        ]
     );
 
     let trail = ops.rows("select * from approval_trail order by lease_id, signer").await;
@@ -791,7 +872,8 @@ async fn every_view_answers_on_leases_in_every_state() {
 
     let activity = ops.row("select * from agent_activity").await;
     let count = |which: &str| walk.leases.keys().filter(|it| it.0 == which).count();
-    let issued = count("issued") + count("expired") - 1;
+    // One expired without a mint, and one was revoked with a session.
+    let issued = count("issued") + count("expired");
     let unsigned = [
         ("denied", "no such scope"),
         ("withdrawn", "when allowed"),
@@ -799,6 +881,7 @@ async fn every_view_answers_on_leases_in_every_state() {
         ("lapsed", "allowed and not claimed"),
         ("expired", "unsigned"),
         ("issued", "unsigned"),
+        ("issued", "frozen"),
     ];
     for (column, value) in [
         ("agent", json!(AGENT)),
@@ -808,12 +891,72 @@ async fn every_view_answers_on_leases_in_every_state() {
         ("denied", json!(count("denied"))),
         ("refused", json!(count("refused"))),
         ("needed_signatures", json!(walk.leases.len() - unsigned.len())),
-        ("scopes", json!(["admin", "prod-rw", "staging-rw"])),
+        ("scopes", json!(["admin", "prod-rw", "staging-ro", "staging-rw"])),
         ("first_request", json!("2026-01-01T12:00:00+00:00")),
         ("last_request", json!("2026-01-01T12:32:00+00:00")),
     ] {
         assert_eq!(activity[column], value, "{column}");
     }
+}
+
+#[tokio::test]
+async fn the_views_of_stopping_say_what_was_stopped_when_and_what_is_in_the_way() {
+    let walk = Walk::new().await;
+    let mut ops = Ops::new(&walk.broker).await;
+    let at = |time: &str| json!(format!("2026-01-01T12:32:{time}+00:00"));
+
+    let freezes = ops.rows("select * from freezes").await;
+    let freeze = |kind: &str, target: &str, sessions: i32| json!({ "kind": kind, "target": target, "reason": "it runs wild", "created_by": "carol", "created_at": at("00"), "sessions": sessions, "not_yet_stopped": sessions });
+    let mut expected = [freeze("scope", "staging-ro", 1), freeze("environment", "backup", 0)];
+    for (expected, (row, by)) in
+        expected.iter_mut().zip(freezes.iter().zip([Value::Null, json!("nobody")]))
+    {
+        assert_eq!(row["thawed_at"].is_null(), by.is_null(), "{row}");
+        expected["thawed_by"] = by;
+        expected["id"] = row["id"].clone();
+        expected["thawed_at"] = row["thawed_at"].clone();
+    }
+    assert_eq!(freezes, expected, "those that stand first");
+
+    let mut stopped = ops.rows("select * from stopped_sessions").await;
+    for row in &mut stopped {
+        let row = row.as_object_mut().unwrap();
+        assert!(row.remove("id").unwrap().is_string());
+        let name = row.remove("session_name").unwrap();
+        assert!(name.as_str().unwrap().starts_with(row["lease_id"].as_str().unwrap()), "{name}");
+        assert!(row.remove("access_key_id").unwrap().as_str().unwrap().starts_with("ASIA"));
+        assert!(row.remove("expires_at").unwrap().is_string());
+    }
+    let expected = [
+        json!({
+            "lease_id": walk.id("issued", "frozen"), "agent": AGENT, "sponsor": "alice", "scope": "staging-ro",
+            "environment": "staging", "role_arn": STAGING_ROLE, "state": "revoking", "stop_reason": "frozen: it runs wild",
+            "freeze_id": freezes[0]["id"], "revoking_at": at("00"), "denied_at": null, "stopped_at": null,
+            "stopped_region": null, "seconds_to_deny": null, "seconds_to_stop": null, "last_error": "IAM refused",
+        }),
+        json!({
+            "lease_id": walk.id("revoked", "by its agent"), "agent": AGENT, "sponsor": "alice", "scope": "prod-rw",
+            "environment": "production", "role_arn": PRODUCTION_ROLE, "state": "stopped", "stop_reason": "stop",
+            "freeze_id": null, "revoking_at": at("00"), "denied_at": at("01"), "stopped_at": at("02.5"),
+            "stopped_region": "us-east-1", "seconds_to_deny": 1.000, "seconds_to_stop": 2.500, "last_error": null,
+        }),
+    ];
+    assert_eq!(stopped, expected, "those that AWS may still take first");
+
+    let roles = ops.rows("select * from role_stops order by role_arn").await;
+    let backup = "arn:aws:iam::000000000000:role/broker-backup";
+    let names: Vec<_> = roles.iter().map(|it| it["role_arn"].as_str().unwrap()).collect();
+    assert_eq!(names, [backup, PRODUCTION_ROLE, STAGING_ROLE]);
+    let of = |row: usize, columns: [&str; 4]| columns.map(|it| roles[row][it].clone());
+    assert!(roles[0]["cut_off"].as_str() > at("00").as_str(), "no mint of then can be missed");
+    let written = ["cut_off", "written_at", "next_check_at", "failures"];
+    assert_eq!(of(0, written)[1..], [Value::Null, Value::Null, json!(0)]);
+    assert_eq!(of(1, written), [Value::Null, at("01"), at("11"), json!(0)]);
+    assert_eq!(of(2, written), [at("00"), Value::Null, Value::Null, json!(1)]);
+    assert_eq!(
+        of(2, ["next_try_at", "last_error", "failures", "cut_off"])[..2],
+        [at("01"), json!("IAM refused")]
+    );
 }
 
 #[tokio::test]

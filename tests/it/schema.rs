@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 
 use broker::store;
+use serde_json::json;
 use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tests::keys::Key;
@@ -75,7 +76,7 @@ const LEASE_MUTABLE: [&str; 8] = [
     "ended_at",
     "end_reason",
 ];
-const SESSION_MUTABLE: [&str; 7] = [
+const SESSION_MUTABLE: [&str; 14] = [
     "state",
     "settled_at",
     "access_key_id",
@@ -83,6 +84,46 @@ const SESSION_MUTABLE: [&str; 7] = [
     "failure",
     "deliveries",
     "last_delivered_at",
+    "revoking_at",
+    "stop_reason",
+    "freeze_id",
+    "denied_at",
+    "probe_id",
+    "stopped_at",
+    "stopped_region",
+];
+const ROLE_STOP_MUTABLE: [&str; 7] = [
+    "cut_off",
+    "written_at",
+    "written_cut_off",
+    "next_check_at",
+    "failures",
+    "next_try_at",
+    "last_error",
+];
+const PROBE_MUTABLE: [&str; 8] = [
+    "access_key_id",
+    "expires_at",
+    "tried_at",
+    "proven_at",
+    "denied_at",
+    "refused_at",
+    "region",
+    "failure",
+];
+
+/// The role that sessions here are minted from, and one that has nothing to do with them.
+const ROLE: &str = "arn:aws:iam::000000000000:role/broker-staging";
+const OTHER_ROLE: &str = "arn:aws:iam::000000000000:role/broker-backup";
+/// A probe on that role, refused after a policy that was written at [`AT`].
+const PROBE: Uuid = Uuid::from_u128(0x0198_c0de_0000_7000_8000_0000_0000_0001);
+/// How far a probe comes, and what it has seen then.
+const PROBE_STEPS: [(&str, &str); 5] = [
+    ("issuing", ""),
+    ("minted", "access_key_id = 'ASIA2', expires_at = $AT + interval '15m'"),
+    ("proven", "tried_at = $AT, proven_at = $AT"),
+    ("denied", "denied_at = $AT"),
+    ("refused", "tried_at = $AT, refused_at = $AT, region = 'us-east-1'"),
 ];
 
 fn quoted(text: impl Display) -> String {
@@ -210,7 +251,7 @@ impl World {
             .fetch_one(&mut owner)
             .await
             .expect("the session");
-        Self {
+        let mut world = Self {
             signed: Template::new(&mut owner, "lease", signed).await,
             unsigned: Template::new(&mut owner, "lease", unsigned).await,
             session: Template::new(&mut owner, "session", session).await,
@@ -218,7 +259,12 @@ impl World {
             app: Hand { name: "broker_app", connection: app },
             owner: Hand { name: "broker_owner", connection: owner },
             replica: Hand { name: "a replica's superuser", connection: replica },
+        };
+        for role in [ROLE, OTHER_ROLE] {
+            world.owner.does(&format!("insert into role_stop (role_arn) values ('{role}')")).await;
         }
+        world.probe_comes_to("refused", PROBE, ROLE, AT).await;
+        world
     }
 
     fn hands(&mut self) -> [&mut Hand; 3] {
@@ -327,6 +373,25 @@ impl World {
         id
     }
 
+    /// A probe on a role, all of it at some time.
+    async fn probe_comes_to(&mut self, last: &str, id: Uuid, role: &str, at: &str) {
+        self.owner.does(&new_probe(id, role, at)).await;
+        for (step, set) in &PROBE_STEPS[1..] {
+            if PROBE_STEPS.iter().position(|it| it.0 == *step)
+                <= PROBE_STEPS.iter().position(|it| it.0 == last)
+            {
+                let set = set.replace("$AT", at);
+                self.owner.does(&format!("update probe set {set} where id = '{id}'")).await;
+            }
+        }
+    }
+
+    async fn probe_at(&mut self, last: &str) -> Uuid {
+        let id = Uuid::new_v4();
+        self.probe_comes_to(last, id, ROLE, AT).await;
+        id
+    }
+
     /// Each column of a table but the generated ones, with an expression that differs from what it holds.
     async fn other_values(&mut self, table: &str) -> Vec<(String, String)> {
         let sql = "select attname::text, format_type(atttypid, atttypmod) from pg_attribute
@@ -386,16 +451,51 @@ fn session_to(state: &str, id: Uuid) -> String {
     if state != "issuing" {
         let _ = write!(set, ", settled_at = coalesce(settled_at, {AT})");
     }
-    if matches!(state, "live" | "expired" | "stopped") {
+    if matches!(state, "live" | "expired") {
         let _ = write!(
             set,
             ", access_key_id = coalesce(access_key_id, 'ASIA1'), expires_at = coalesce(expires_at, {AT})"
         );
     }
-    if state == "failed" {
-        set += ", failure = 'x'";
+    match state {
+        "failed" => set += ", failure = 'x'",
+        "revoking" => {
+            let _ = write!(
+                set,
+                ", revoking_at = coalesce(revoking_at, {AT}), stop_reason = coalesce(stop_reason, 'x')"
+            );
+        }
+        "stopped" => return stop(id, &[]),
+        _ => {}
     }
     format!("update session set {set} where id = '{id}'")
+}
+
+/// A statement that calls a session stopped, as [`PROBE`] has seen it, some of it otherwise.
+fn stop(id: Uuid, with: &[(&str, &str)]) -> String {
+    let probe = quoted(PROBE);
+    let columns = [
+        ("state", "'stopped'"),
+        ("access_key_id", "coalesce(access_key_id, 'ASIA1')"),
+        ("expires_at", "coalesce(expires_at, settled_at)"),
+        ("denied_at", AT),
+        ("probe_id", &probe),
+        ("stopped_at", AT),
+        ("stopped_region", "'us-east-1'"),
+    ];
+    let value = |(name, value): &(&str, &str)| {
+        let value = with.iter().find(|(it, _)| it == name).map_or(*value, |(_, other)| *other);
+        format!("{name} = {value}")
+    };
+    let set: Vec<_> = columns.iter().map(value).collect();
+    format!("update session set {} where id = '{id}'", set.join(", "))
+}
+
+/// A statement that inserts a probe about to be minted.
+fn new_probe(id: Uuid, role: &str, at: &str) -> String {
+    format!(
+        "insert into probe (id, role_arn, session_name, claimed_at) values ('{id}', '{role}', 'probe-{id}', {at})"
+    )
 }
 
 /// A statement that inserts a software key's approval, some of it otherwise.
@@ -883,6 +983,7 @@ async fn a_session_goes_only_where_it_may() {
 async fn a_session_starts_before_the_cloud_is_asked() {
     let mut world = World::new().await;
     let lease = world.claimed_lease(false).await;
+    let probe = quoted(PROBE);
     for state in SESSION_STATES {
         let state_text = quoted(state);
         let mut with = ISSUING.to_vec();
@@ -895,6 +996,13 @@ async fn a_session_starts_before_the_cloud_is_asked() {
             with[3] = ("expires_at", AT);
         }
         with.push(("failure", "'x'"));
+        if matches!(state, "revoking" | "stopped") {
+            with.extend([("revoking_at", AT), ("stop_reason", "'x'")]);
+        }
+        if state == "stopped" {
+            with.extend([("denied_at", AT), ("probe_id", &*probe), ("stopped_at", AT)]);
+            with.push(("stopped_region", "'us-east-1'"));
+        }
         let sql = world.session_as(Uuid::new_v4(), lease, false, &with);
         if state == "issuing" {
             world.everybody_may(&sql).await;
@@ -952,28 +1060,420 @@ async fn what_a_session_is_never_changes() {
     }
 }
 
-// ------------------------------------------------------------------------------------------------ freezes and events
+// --------------------------------------------------------------------------------------------------------- stopping
 
 #[tokio::test]
-async fn whoever_froze_does_not_thaw() {
+async fn why_a_session_is_stopped_is_said_when_it_is_and_once() {
     let mut world = World::new().await;
-    let id = Uuid::new_v4();
-    world.owner.does(&format!("insert into \"freeze\" (id, kind, reason, created_by, created_at) values ('{id}', 'all', 'stop', 'carol', {AT})")).await;
-    let thaw = |by: &str| {
-        format!("update \"freeze\" set thawed_at = {AT}, thawed_by = {by} where id = '{id}'")
-    };
-    for hand in [&mut world.owner, &mut world.replica] {
-        hand.may_not(&thaw("'carol'"), CHECK, "thawed_by <> created_by").await;
-        hand.may_not(&thaw("null"), CHECK, "(thawed_by IS NULL)").await;
-        hand.may(&thaw("'bob'")).await;
+    let freeze = world.freeze().await;
+    let cannot = "is stopped cannot change";
+    let words = format!("revoking_at = {AT}, stop_reason = 'x', freeze_id = '{freeze}'");
+    for state in SESSION_STATES {
+        let id = world.session_in(state).await;
+        let say = |set: &str| format!("update session set {set} where id = '{id}'");
+        for set in words.split(", ") {
+            let set = set.replace("12:00Z", "12:01Z").replace("'x'", "'y'");
+            world.nobody_may(&say(&set), GUARD, cannot).await;
+        }
+        let revoking = format!("state = 'revoking', settled_at = {AT}, {words}");
+        match state {
+            "issuing" | "live" => world.everybody_may(&say(&revoking)).await,
+            "revoking" => world.nobody_may(&say(&revoking), GUARD, cannot).await,
+            _ => world.nobody_may(&say(&revoking), GUARD, "cannot go from").await,
+        }
     }
-    let denied = "permission denied for table freeze";
-    world.app.may_not(&thaw("'bob'"), DENIED, denied).await;
-    world.app.may_not("delete from \"freeze\"", DENIED, denied).await;
-    let none = format!(
-        "insert into \"freeze\" (id, kind, reason, created_by, created_at) values (gen_random_uuid(), 'all', 'stop', 'x', {AT})"
+    let id = world.session_in("live").await;
+    for said in [format!("coalesce(revoking_at, {AT})"), "coalesce(stop_reason, 'x')".to_owned()] {
+        let silent = session_to("revoking", id).replace(&said, "null");
+        world.nobody_may(&silent, CHECK, "ROW(revoking_at, stop_reason) IS NOT NULL").await;
+    }
+    let empty = session_to("revoking", id).replace("'x'", "''");
+    world.nobody_may(&empty, CHECK, "stop_reason <> ''").await;
+    let unknown = format!(
+        "{}; update session set freeze_id = gen_random_uuid() where id = '{id}'",
+        session_to("revoking", id)
     );
-    world.app.may_not(&none, DENIED, denied).await;
+    world.nobody_may(&unknown, GUARD, cannot).await;
+    let unknown =
+        session_to("revoking", id).replace(" where", ", freeze_id = gen_random_uuid() where");
+    for hand in [&mut world.app, &mut world.owner] {
+        hand.may_not(&unknown, FOREIGN_KEY, "session_freeze_id_fkey").await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_called_stopped_that_aws_was_not_seen_to_refuse() {
+    let mut world = World::new().await;
+    let id = world.session_in("revoking").await;
+    let other_role = Uuid::new_v4();
+    world.probe_comes_to("refused", other_role, OTHER_ROLE, AT).await;
+    let mut probes = vec![("another role's".to_owned(), other_role)];
+    for (step, _) in &PROBE_STEPS[..4] {
+        probes.push((format!("{step} only"), world.probe_at(step).await));
+    }
+    probes.push(("none".to_owned(), Uuid::new_v4()));
+    let nobody = "nobody has seen AWS refuse session";
+    // The clocks of two servers may be a minute apart, and no more.
+    for (before, good) in [("1m", true), ("61s", false)] {
+        let at = format!("({AT} - interval '{before}')");
+        let probe = Uuid::new_v4();
+        world.probe_comes_to("refused", probe, ROLE, &at).await;
+        let sql = stop(id, &[("probe_id", &quoted(probe)), ("denied_at", &at)]);
+        if good {
+            world.everybody_may(&sql).await;
+        } else {
+            world.nobody_may(&sql, GUARD, nobody).await;
+        }
+    }
+    for (which, probe) in probes {
+        let sql = format!("/* {which} */ {}", stop(id, &[("probe_id", &quoted(probe))]));
+        world.nobody_may(&sql, GUARD, nobody).await;
+    }
+    let earlier = format!("{AT} - interval '1 microsecond'");
+    let later = format!("{AT} + interval '1 microsecond'");
+    for (column, other) in [
+        ("probe_id", "null"),
+        ("denied_at", &*earlier),
+        ("denied_at", &*later),
+        ("denied_at", "null"),
+        ("stopped_at", &*earlier),
+        ("stopped_at", "null"),
+        ("stopped_region", "'eu-west-1'"),
+        ("stopped_region", "null"),
+    ] {
+        world.nobody_may(&stop(id, &[(column, other)]), GUARD, nobody).await;
+    }
+    world.everybody_may(&stop(id, &[])).await;
+    world.everybody_may(&stop(id, &[("stopped_at", &later)])).await;
+    world.only_guards_refuse(&["session"], &stop(id, &[("stopped_region", "'eu-west-1'")])).await;
+    // Without the guard it is still no stop that has no time, policy, probe or Region.
+    for column in ["denied_at", "probe_id", "stopped_at", "stopped_region"] {
+        let sql = format!(
+            "alter table session disable trigger session_guard; {}",
+            stop(id, &[(column, "null")])
+        );
+        world.owner.may_not(&sql, CHECK, "stopped").await;
+    }
+}
+
+#[tokio::test]
+async fn what_aws_does_about_a_session_is_said_while_it_is_being_stopped() {
+    let mut world = World::new().await;
+    let proven = [
+        ("denied_at", AT.to_owned()),
+        ("probe_id", quoted(PROBE)),
+        ("stopped_region", "'us-east-1'".to_owned()),
+    ];
+    for state in SESSION_STATES {
+        let id = world.session_in(state).await;
+        for (column, value) in &proven {
+            let other = if state == "stopped" { "null" } else { value };
+            let sql = format!("update session set {column} = {other} where id = '{id}'");
+            if state == "revoking" {
+                world.everybody_may(&sql).await;
+            } else {
+                world.nobody_may(&sql, GUARD, "is stopped cannot change").await;
+            }
+        }
+    }
+    let id = world.session_in("stopped").await;
+    let again =
+        format!("update session set stopped_at = stopped_at + interval '1s' where id = '{id}'");
+    world.nobody_may(&again, GUARD, "is stopped cannot change").await;
+    let id = world.session_in("revoking").await;
+    let early = format!("update session set stopped_at = {AT} where id = '{id}'");
+    world.nobody_may(&early, CHECK, "(state = 'stopped'::text) = (stopped_at IS NOT NULL)").await;
+    let unknown = format!("update session set probe_id = gen_random_uuid() where id = '{id}'");
+    for hand in [&mut world.app, &mut world.owner] {
+        hand.may_not(&unknown, FOREIGN_KEY, "session_probe_id_fkey").await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_probe_has_seen_never_changes() {
+    let mut world = World::new().await;
+    let cannot = "has seen cannot change";
+    let to = |column: &str, value: &str| {
+        format!("update probe set {column} = {value} where id = '{PROBE}'")
+    };
+    for (column, other) in world.other_values("probe").await {
+        if !PROBE_MUTABLE.contains(&column.as_str()) {
+            world.guarded(&to(&column, &other), cannot).await;
+            world.owner.may(&to(&column, &column)).await;
+        } else if column == "tried_at" {
+            world.everybody_may(&to(&column, &other)).await;
+        } else if column != "failure" {
+            for other in [&other, "null"] {
+                world.nobody_may(&to(&column, other), GUARD, cannot).await;
+            }
+            world.everybody_may(&to(&column, &column)).await;
+        }
+    }
+    let failed = world.probe_at("denied").await;
+    world.owner.does(&format!("update probe set failure = 'x' where id = '{failed}'")).await;
+    for other in ["'y'", "null"] {
+        let sql = format!("update probe set failure = {other} where id = '{failed}'");
+        world.nobody_may(&sql, GUARD, cannot).await;
+    }
+    for sql in [format!("delete from probe where id = '{PROBE}'"), "truncate probe cascade".into()]
+    {
+        world.guarded(&sql, "rows of probe are never changed or removed").await;
+        world.only_guards_refuse(&["probe", "session"], &sql).await;
+    }
+}
+
+#[tokio::test]
+async fn a_probe_sees_one_thing_after_another() {
+    let mut world = World::new().await;
+    let new = Uuid::new_v4();
+    world.everybody_may(&new_probe(new, ROLE, AT)).await;
+    for set in PROBE_STEPS[1..].iter().flat_map(|it| it.1.split(", ")).chain(["failure = 'x'"]) {
+        let (column, value) = set.split_once(" = ").expect("a column and its value");
+        let sql = new_probe(new, ROLE, AT)
+            .replace("claimed_at)", &format!("claimed_at, {column})"))
+            .replace(&format!("{AT})"), &format!("{AT}, {})", value.replace("$AT", AT)));
+        world.nobody_may(&sql, GUARD, "a probe starts before it has seen anything").await;
+    }
+    for hand in [&mut world.app, &mut world.owner] {
+        let nowhere = new_probe(new, "arn:aws:iam::000000000000:role/nobodys", AT);
+        hand.may_not(&nowhere, FOREIGN_KEY, "probe_role_arn_fkey").await;
+    }
+    let twice =
+        new_probe(new, ROLE, AT).replace(&format!("probe-{new}"), &format!("probe-{PROBE}"));
+    world.nobody_may(&twice, UNIQUE, "probe_session_name_key").await;
+
+    for (step, set, why) in [
+        ("issuing", "access_key_id = 'ASIA2'", "(access_key_id IS NULL) = (expires_at IS NULL)"),
+        ("issuing", "expires_at = $AT", "(access_key_id IS NULL) = (expires_at IS NULL)"),
+        ("issuing", "tried_at = $AT, proven_at = $AT", "access_key_id IS NOT NULL"),
+        ("minted", "proven_at = $AT", "tried_at IS NOT NULL"),
+        ("minted", "tried_at = $AT, proven_at = $AT - interval '1s'", "claimed_at <= proven_at"),
+        ("minted", "denied_at = $AT", "proven_at IS NOT NULL"),
+        ("proven", "denied_at = $AT - interval '1s'", "proven_at <= denied_at"),
+        ("proven", "refused_at = $AT, region = 'us-east-1'", "denied_at IS NOT NULL"),
+        ("denied", "refused_at = $AT", "(refused_at IS NULL) = (region IS NULL)"),
+        ("denied", "region = 'us-east-1'", "(refused_at IS NULL) = (region IS NULL)"),
+        (
+            "denied",
+            "refused_at = $AT - interval '1s', region = 'us-east-1'",
+            "denied_at <= refused_at",
+        ),
+        ("denied", "refused_at = $AT, region = 'us-east-1', failure = 'x'", "failure IS NULL"),
+        ("refused", "failure = 'x'", "failure IS NULL"),
+        ("issuing", "failure = ''", "failure <> ''"),
+    ] {
+        let id = world.probe_at(step).await;
+        let set = set.replace("$AT", AT);
+        world.nobody_may(&format!("update probe set {set} where id = '{id}'"), CHECK, why).await;
+    }
+    for ((step, _), (_, set)) in PROBE_STEPS.iter().zip(&PROBE_STEPS[1..]) {
+        let id = world.probe_at(step).await;
+        let set = set.replace("$AT", AT);
+        world.everybody_may(&format!("update probe set {set} where id = '{id}'")).await;
+        world.everybody_may(&format!("update probe set failure = 'x' where id = '{id}'")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cut_off_only_moves_on_until_nothing_can_be_left_of_what_it_is_about() {
+    let mut world = World::new().await;
+    let ago =
+        |span: &str| format!("date_trunc('second', clock_timestamp() - interval '{span}', 'UTC')");
+    let stays = "what is cut off from";
+    let set = |column: &str, value: &str| {
+        format!("update role_stop set {column} = {value} where role_arn = '{ROLE}'")
+    };
+    for (since, over) in [("11h 58m", false), ("12h 2m", true)] {
+        world
+            .everybody_may(&format!("{}; {}", set("cut_off", "null"), set("cut_off", &ago(since))))
+            .await;
+        let first = set("cut_off", &ago(since));
+        for hand in world.hands() {
+            let then = |value: &str| format!("{first}; {}", set("cut_off", value));
+            hand.may(&then("cut_off")).await;
+            hand.may(&then("cut_off + interval '1s'")).await;
+            hand.may_not(&then("cut_off - interval '1s'"), GUARD, stays).await;
+            if over {
+                hand.may(&then("null")).await;
+            } else {
+                hand.may_not(&then("null"), GUARD, stays).await;
+            }
+        }
+    }
+    for (column, other) in world.other_values("role_stop").await {
+        if ROLE_STOP_MUTABLE.contains(&column.as_str()) {
+            world.everybody_may(&set(&column, &column)).await;
+        } else {
+            world.guarded(&set(&column, &other), stays).await;
+        }
+    }
+    world.nobody_may(&set("failures", "-1"), CHECK, "failures >= 0").await;
+    world.nobody_may(&set("written_cut_off", AT), CHECK, "written_at IS NOT NULL").await;
+    let new = "insert into role_stop (role_arn, cut_off) values ('arn:aws:iam::000000000000:role/x', '2026-01-01')";
+    world.everybody_may(new).await;
+    for sql in [
+        format!("delete from role_stop where role_arn = '{OTHER_ROLE}'"),
+        "truncate role_stop cascade".to_owned(),
+    ] {
+        world.guarded(&sql, "rows of role_stop are never changed or removed").await;
+        world.only_guards_refuse(&["role_stop", "probe", "session"], &sql).await;
+    }
+}
+
+/// As the server asks.
+async fn is_cut_off(world: &mut World, role: &str, at: &str) -> bool {
+    let sql = format!("select role_is_cut_off('{role}', {at})");
+    sqlx::query_scalar(AssertSqlSafe(sql))
+        .fetch_one(&mut world.app.connection)
+        .await
+        .expect("asked")
+}
+
+#[tokio::test]
+async fn a_role_is_cut_off_from_what_began_before() {
+    let mut world = World::new().await;
+    assert!(!is_cut_off(&mut world, ROLE, AT).await, "there is no cut-off");
+    let cut_off = format!("update role_stop set cut_off = {AT} where role_arn = '{ROLE}'");
+    world.owner.does(&cut_off).await;
+    assert!(is_cut_off(&mut world, ROLE, &format!("{AT} - interval '1 microsecond'")).await);
+    assert!(!is_cut_off(&mut world, ROLE, AT).await, "what begins then is not covered");
+    assert!(!is_cut_off(&mut world, ROLE, &format!("{AT} + interval '1s'")).await);
+    assert!(!is_cut_off(&mut world, OTHER_ROLE, &format!("{AT} - interval '1s'")).await);
+    assert!(!is_cut_off(&mut world, "arn:aws:iam::000000000000:role/nobodys", AT).await);
+}
+
+// ------------------------------------------------------------------------------------------------ freezes and events
+
+/// A statement that inserts a freeze that carol ordered.
+fn new_freeze(id: Uuid, with: &str) -> String {
+    format!(
+        "insert into \"freeze\" (id, kind, reason, created_by, created_at, thawed_at, thawed_by)
+         values ('{id}', 'all', 'stop', 'carol', {AT}, {with})"
+    )
+}
+
+fn thaw(id: Uuid, by: &str) -> String {
+    format!("update \"freeze\" set thawed_at = {AT}, thawed_by = {by} where id = '{id}'")
+}
+
+impl World {
+    async fn freeze(&mut self) -> Uuid {
+        let id = Uuid::new_v4();
+        self.owner.does(&new_freeze(id, "null, null")).await;
+        id
+    }
+
+    /// An act that names a freeze, signed by bob.
+    async fn signed_act(&mut self, kind: &str, freeze: Uuid) -> Uuid {
+        let id = Uuid::new_v4();
+        let doc = json!({ "predicate": {
+            "id": id, "proposed_by": "bob", "proposed_at": "2026-01-01T12:00:00Z", "sign_by": "2026-01-01T12:30:00Z", "cool_down_seconds": 0,
+            "act": { "kind": kind, "freeze_id": freeze, "sponsor": "bob", "agent": "a", "task": "t", "ttl_seconds": 60 },
+            "signers": { "eligible": ["bob"], "assurance": "software" },
+        }});
+        let fingerprint = self.broker.bob.fingerprint();
+        self.owner
+            .does(&format!(
+                "insert into act (id, bytes, kind, proposed_by, proposed_at, sign_by)
+                 values ('{id}', convert_to('{doc}', 'UTF8'), '{kind}', 'bob', {AT}, {AT} + interval '30m');
+                 insert into act_signature (act_id, person, fingerprint, decision, signature, assurance, signed_at)
+                 values ('{id}', 'bob', '{fingerprint}', 'approve', 'x', 'software', {AT});
+                 update act set state = 'signed', signed_at = {AT}, effective_at = {AT} where id = '{id}'"
+            ))
+            .await;
+        id
+    }
+}
+
+#[tokio::test]
+async fn a_freeze_is_thawed_only_by_doing_what_was_signed_and_by_whom() {
+    let mut world = World::new().await;
+    let (id, other) = (world.freeze().await, world.freeze().await);
+    let signed = "is thawed by a signed statement";
+    let by_act = world.signed_act("thaw", id).await;
+    let by_other_act = world.signed_act("thaw", other).await;
+    let by_task = world.signed_act("task-start", id).await;
+    // Whoever owns the tables can call an act done, and say that it is what happens now.
+    let done = |act: Uuid| {
+        format!("update act set state = 'done', ended_at = {AT} where id = '{act}'; {}", now(act))
+    };
+    let thaw_it = thaw(id, "'bob'");
+    for hand in [&mut world.owner, &mut world.replica] {
+        hand.may_not(&thaw_it, GUARD, signed).await;
+        let not_done = format!("{}; {thaw_it}", now(by_act));
+        hand.may_not(&not_done, GUARD, signed).await;
+    }
+    for act in [by_other_act, by_task] {
+        world.owner.may_not(&format!("{}; {thaw_it}", done(act)), GUARD, signed).await;
+    }
+    let by_carol = format!("{}; {}", done(by_act), thaw(id, "'carol'"));
+    let by_dave = format!("{}; {}", done(by_act), thaw(id, "'dave'"));
+    let by_nobody = format!("{}; {}", done(by_act), thaw(id, "null"));
+    for sql in [by_carol, by_dave, by_nobody] {
+        world.owner.may_not(&sql, GUARD, signed).await;
+    }
+    world.owner.may(&format!("{}; {thaw_it}", done(by_act))).await;
+    world.everybody_may(&format!("select apply_act('{by_act}', {AT})")).await;
+
+    // What was done before is not done again.
+    world
+        .owner
+        .does(&format!("update act set state = 'done', ended_at = {AT} where id = '{by_act}'"))
+        .await;
+    for hand in [&mut world.owner, &mut world.replica] {
+        hand.may_not(&format!("{}; {thaw_it}", now(by_act)), GUARD, signed).await;
+    }
+    world.app.may_not(&thaw_it, DENIED, "permission denied for table freeze").await;
+    // Without the guard the table still knows who ordered it.
+    let unguarded = "alter table \"freeze\" disable trigger freeze_guard; ";
+    let rules = [("'carol'", "thawed_by <> created_by"), ("null", "(thawed_by IS NULL)")];
+    for (by, why) in rules {
+        world.owner.may_not(&format!("{unguarded}{}", thaw(id, by)), CHECK, why).await;
+    }
+    world.only_guards_refuse(&["\"freeze\""], &thaw_it).await;
+}
+
+/// A statement that says which act is being done.
+fn now(act: Uuid) -> String {
+    format!("select set_config('broker.act', '{act}', true)")
+}
+
+#[tokio::test]
+async fn a_freeze_starts_standing_and_what_it_says_stays() {
+    let mut world = World::new().await;
+    let standing = new_freeze(Uuid::new_v4(), "null, null");
+    world.everybody_may(&standing).await;
+    let thawed = new_freeze(Uuid::new_v4(), &format!("{AT}, 'bob'"));
+    world.nobody_may(&thawed, GUARD, "a freeze starts standing").await;
+
+    let id = world.freeze().await;
+    let act = world.signed_act("thaw", id).await;
+    for (column, other) in world.other_values("freeze").await {
+        let sql = format!("update \"freeze\" set {column} = {other} where id = '{id}'");
+        let why = if column == "thawed_at" { "is thawed by" } else { "cannot change" };
+        // Without the time of its end, who ended it is a check's to refuse.
+        if column == "thawed_by" {
+            world.app.may_not(&sql, DENIED, "permission denied for table").await;
+            world.owner.may_not(&sql, CHECK, "thawed_by").await;
+            world.replica.may_not(&sql, CHECK, "thawed_by").await;
+        } else {
+            world.guarded(&sql, why).await;
+        }
+    }
+    world.owner.does(&format!("select apply_act('{act}', {AT})")).await;
+    for (column, other) in world.other_values("freeze").await {
+        for other in [other.as_str(), "null", &column] {
+            let sql = format!("update \"freeze\" set {column} = {other} where id = '{id}'");
+            world.guarded(&sql, "cannot change").await;
+        }
+    }
+    let all = ["\"freeze\"", "session"];
+    for sql in
+        [format!("delete from \"freeze\" where id = '{id}'"), "truncate \"freeze\" cascade".into()]
+    {
+        world.guarded(&sql, "rows of freeze are never changed or removed").await;
+        world.only_guards_refuse(&all, &sql).await;
+    }
 }
 
 const EVENT_COLUMNS: [&str; 10] = [
@@ -1097,6 +1597,8 @@ async fn the_servers_role_cannot_change_the_schema_or_become_its_owner() {
         ("create schema s", "permission denied for database"),
         ("alter table lease disable trigger all", "must be owner of table lease"),
         ("alter table lease disable trigger lease_guard", "must be owner of table lease"),
+        ("alter table \"freeze\" disable trigger freeze_guard", "must be owner of table freeze"),
+        ("alter table probe disable trigger probe_guard", "must be owner of table probe"),
         ("alter table event disable trigger event_is_fixed", "must be owner of table event"),
         ("alter table lease add column c int", "must be owner of table lease"),
         ("alter table lease drop constraint lease_pkey", "must be owner of table lease"),
@@ -1121,6 +1623,9 @@ async fn the_servers_role_cannot_change_the_schema_or_become_its_owner() {
         ("update task set expires_at = 'infinity'", "permission denied for table task"),
         ("delete from login", "permission denied for table login"),
         ("delete from sweeper", "permission denied for table sweeper"),
+        ("delete from probe", "permission denied for table probe"),
+        ("delete from role_stop", "permission denied for table role_stop"),
+        ("update \"freeze\" set thawed_at = now()", "permission denied for table freeze"),
         ("delete from over_budget", "permission denied for table over_budget"),
         ("update over_budget set agent = 'eve'", "permission denied for table over_budget"),
         ("select from person for no key update", "permission denied for table person"),
@@ -1193,13 +1698,16 @@ async fn operations_read_every_view_and_nothing_else() {
         "agent_activity",
         "approval_trail",
         "enrolled_keys",
+        "freezes",
         "lease_events",
         "lease_history",
         "live_sessions",
         "log_events",
         "pending_leases",
         "people",
+        "role_stops",
         "rulesets",
+        "stopped_sessions",
     ];
     assert_eq!(views, expected);
     for view in views {
@@ -1259,6 +1767,7 @@ async fn operations_run_none_of_our_functions_and_the_server_only_those_it_needs
         "hold_sponsor(text)",
         "is_frozen(text,text,text,text)",
         "make_event_partition(date)",
+        "role_is_cut_off(text,timestamp with time zone)",
         "schema_version()",
         "task_is_live(uuid,text,text,timestamp with time zone)",
     ]);
@@ -1331,6 +1840,9 @@ async fn guards_fire_for_everybody_always() {
         ("lease", gone | INSERT),
         ("signature", gone | INSERT),
         ("session", gone | INSERT),
+        ("probe", gone | INSERT),
+        ("role_stop", gone),
+        ("\"freeze\"", gone | INSERT),
     ];
     let events = partitions.iter().map(|it| (it.as_str(), gone));
     // A parent has no rows, and its TRUNCATE is its partitions'.

@@ -235,6 +235,16 @@ impl TestBroker {
         sqlx::raw_sql(sql).execute(&self.database.owner).await.expect(sql);
     }
 
+    /// Ends every freeze without a signature, as only an administrator could, who takes the guard away.
+    pub async fn thaw(&self) {
+        self.as_owner(
+            "alter table \"freeze\" disable trigger freeze_guard;
+             update \"freeze\" set thawed_at = now(), thawed_by = 'nobody' where thawed_at is null;
+             alter table \"freeze\" enable always trigger freeze_guard",
+        )
+        .await;
+    }
+
     /// A second replica: another process would share only the database, the configuration and STS.
     pub async fn replica(&self, aws: AwsOptions) -> Self {
         let config = Config::load(self.config_dir.path()).expect("loaded before");
