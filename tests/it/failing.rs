@@ -192,7 +192,7 @@ async fn a_claim_that_was_swept_while_minting_delivers_nothing() {
 async fn a_claim_whose_lease_was_revoked_while_minting_delivers_nothing() {
     for signed in [false, true] {
         Box::pin(minted_too_late(signed, async |broker, _| {
-            broker.as_owner("update lease set state = 'revoked', ended_at = now(), end_reason = 'stop'; update session set state = 'revoking', settled_at = now()").await;
+            broker.as_owner("update lease set state = 'revoked', ended_at = now(), end_reason = 'stop'; update session set state = 'revoking', settled_at = now(), revoking_at = now(), stop_reason = 'stop'").await;
         }))
         .await;
     }

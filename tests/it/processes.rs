@@ -111,6 +111,7 @@ impl Site {
             "broker.toml",
             "scopes.toml",
             "instance.pem",
+            "aws.credentials",
             "policies/agents.cedar",
             "policies/people.cedar",
         ] {
