@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -198,10 +198,12 @@ impl Broker {
         roles
     }
 
-    /// Before when a session has begun that no mint of now can still make.
+    /// Before when a session has begun that no mint of now can still make. A whole second, as AWS counts: between it and what
+    /// the role's policy says nothing may be minted that AWS would refuse.
     fn cut_off(&self, now: OffsetDateTime) -> OffsetDateTime {
         let aws = &self.config.settings.aws;
-        now + aws.stop_margin.0 + aws.call_timeout.0
+        let at = now + aws.stop_margin.0 + aws.call_timeout.0;
+        at.replace_nanosecond(0).expect("zero is a nanosecond") + Duration::SECOND
     }
 
     /// Returns when this server was told of something to stop.
