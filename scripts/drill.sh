@@ -155,7 +155,6 @@ signs_with() {
 agents=(BROKER_TOKEN AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN)
 
 become() {
-    local name
     unset "${agents[@]}"
     export XDG_STATE_HOME=$scratch/state-of-$1 XDG_CONFIG_HOME=$scratch/config-of-$1
     set -a
@@ -290,7 +289,7 @@ for block in "$scratch/blocks"/*/; do
     run_block "${block%/}"
 done
 
-printf '\nTime to effect, from the command to AWS refusing:\n'
+printf '\nTime to effect, from the command to AWS refusing (the slowest revoke is the last, where IAM was kept from the broker):\n'
 psql -X -P footer=off "$BROKER_OPS_DATABASE_URL" -c "
     select case when freeze_id is null then 'revoke' else 'freeze' end as by, count(*) as sessions,
            min(seconds_to_stop) as fastest_seconds, max(seconds_to_stop) as slowest_seconds
