@@ -36,6 +36,10 @@ help: ## Show what there is
 demo: build ## See the whole product once, on this machine, without an account
 	@scripts/demo.sh
 
+.PHONY: drill
+drill: build ## Type the commands of docs/runbook.md into a stack of their own, and compare what they print
+	@scripts/drill.sh
+
 .PHONY: dev
 dev: build ## Run the whole product until Ctrl-C, and try it from another terminal
 	@printf '%s\n' 'When it says "ready", in another terminal:' \
