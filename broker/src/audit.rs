@@ -65,6 +65,8 @@ pub enum EventType {
     RulesetInForce,
     /// A request that found no room in a budget; recorded once a minute for each agent and budget.
     BudgetExceeded,
+    /// The doctor finds something else than it did the last time.
+    DoctorFound,
 }
 
 impl EventType {
@@ -108,6 +110,7 @@ impl EventType {
             Self::KeyRevoked => "key.revoked",
             Self::RulesetInForce => "ruleset.in-force",
             Self::BudgetExceeded => "budget.exceeded",
+            Self::DoctorFound => "doctor.found",
         }
     }
 }
