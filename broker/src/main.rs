@@ -25,7 +25,7 @@ struct Args {
     command: Command,
 
     /// What to log, as tracing's directives
-    #[arg(long, env = "BROKER_LOG", default_value = "info", global = true)]
+    #[arg(long, env = "BROKER_LOG", default_value = "info,aws_config=warn", global = true)]
     log: String,
 }
 

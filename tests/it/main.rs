@@ -8,6 +8,7 @@ mod check;
 mod cli;
 mod cost;
 mod dev;
+mod doctor;
 mod enforced;
 mod failing;
 mod hardware;

@@ -109,7 +109,8 @@ impl Demo {
         let scopes = super::with_external_id(&self.scopes, external_id);
         let text = |error: toml::de::Error| error.to_string();
         let aws: Aws = toml::from_str(&self.aws).map_err(text)?;
-        let home = environment::Home::build(&toml::from_str(&self.home).map_err(text)?, &aws.own())?;
+        let home =
+            environment::Home::build(&toml::from_str(&self.home).map_err(text)?, &aws.own())?;
         let file = toml::from_str(&scopes).map_err(text)?;
         let catalogue = Catalogue::build(file, &scopes, home, true)?;
         let users: BTreeMap<_, _> = own_policies(&catalogue, &aws)

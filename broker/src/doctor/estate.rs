@@ -96,7 +96,7 @@ pub struct Database {
     /// Who we are to it.
     pub login: String,
     pub ahead_seconds: i64,
-    /// If we may know.
+    /// If we may know; 0 where there is none.
     pub schema_version: Option<i64>,
     /// What its catalogs say, a line each; see [`crate::store::CATALOG`].
     pub facts: BTreeSet<String>,

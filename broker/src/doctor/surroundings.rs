@@ -56,6 +56,14 @@ pub(super) const CHECKS: &[Check] = &[
         run: aws_clock,
     },
     Check {
+        id: "keys-unread",
+        severity: Severity::Medium,
+        wants: "the doctor can list the access keys of the broker's own principals",
+        gains: "a key too many, or too old, stays unseen",
+        fix: "give the doctor's principal the policy that `brokerd check --role doctor` prints",
+        run: keys_unread,
+    },
+    Check {
         id: "access-key-old",
         severity: Severity::Medium,
         wants: "no active access key of the minter, the revoker or the doctor is older than 90 days",
@@ -182,6 +190,14 @@ pub(super) fn skew(subject: &str, ahead_seconds: i64) -> Option<Found> {
 fn aws_clock(ground: &Ground<'_>) -> Vec<Found> {
     let ahead = answers(ground).into_iter().find_map(|(_, it)| it.ahead);
     ahead.and_then(|it| skew("AWS", it)).into_iter().collect()
+}
+
+fn keys_unread(ground: &Ground<'_>) -> Vec<Found> {
+    // Of whom is not there, there is nothing to list.
+    let missing = |arn: &str| ground.could_see(arn) && ground.identity(arn).is_none();
+    let keys = ground.estate.cloud.access_keys.iter().filter(|(arn, _)| !missing(arn));
+    let parts = keys.map(|(arn, it)| (arn.clone(), it));
+    unread(parts).into_iter().map(|it| it.at(Severity::Medium)).collect()
 }
 
 fn access_key_old(ground: &Ground<'_>) -> Vec<Found> {

@@ -56,8 +56,13 @@ select line from (
     union select 'month ' || inhrelid::regclass from pg_inherits
      where inhparent = to_regclass('public.event') and inhrelid::regclass::text ~ '^event_[0-9]{6}$'
     union select 'function ' || p.name || ' ' || case when p.prosecdef then 'definer' else 'invoker' end || ' ' || l.lanname || ' '
-                 || p.provolatile || ' ' || md5(p.prosrc) || ' ' || coalesce(replace(array_to_string(p.proconfig, ';'), ' ', ''), '-')
+                 || p.provolatile::text || ' ' || md5(p.prosrc || coalesce(reads, '')) || ' ' || coalesce(replace(array_to_string(p.proconfig, ';'), ' ', ''), '-')
       from routine p join pg_language l on l.oid = p.prolang
+      -- A body that is kept parsed is written differently by each version of PostgreSQL: of it, the tables count.
+      left join lateral (select string_agg(distinct r.relname::text, ',' order by r.relname::text) as reads
+                           from pg_depend d join pg_class r on r.oid = d.refobjid
+                          where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.refclassid = 'pg_class'::regclass
+                            and p.prosqlbody is not null) b on true
     union select 'grant ' || name || ' ' || case (entry).grantee when 0 then 'public' else (entry).grantee::regrole::text end
                  || ' ' || (entry).privilege_type || of_column
       from acl where (entry).grantee <> owner
