@@ -131,7 +131,10 @@ impl Site {
             self.inline(name, "own", &documents.permission_policy).await;
         }
         for bucket in ["staging-data", "prod-data", "backup-data"] {
-            self.s3.create_bucket().bucket(self.name(bucket)).send().await.expect("made");
+            let bucket = self.name(bucket);
+            self.s3.create_bucket().bucket(&bucket).send().await.expect("made");
+            let block = self.s3.delete_public_access_block().bucket(&bucket);
+            block.send().await.expect("public policies are let through");
         }
     }
 
@@ -459,7 +462,8 @@ async fn a_policy_without_a_condition_of_the_scopes() {
 #[tokio::test]
 async fn an_attached_policy_that_allows_all_but_something() {
     let site = Site::new().await;
-    let mut document = allow("s3:*", "*");
+    // On our own roles only: the emulator does not list other tests' boundaries.
+    let mut document = allow("s3:*", &site.role("*"));
     let statement = document["Statement"][0].as_object_mut().expect("a statement");
     let action = statement.remove("Action").expect("an action");
     statement.insert("NotAction".into(), action);
@@ -978,7 +982,7 @@ async fn a_dev_stack_is_quiet_and_what_is_done_to_it_is_found() {
     let found: Value = serde_json::from_str(&out).expect("JSON");
     let names: Vec<_> =
         found["findings"][0].as_object().expect("a finding").keys().cloned().collect();
-    assert_eq!(names, ["check", "fix", "found", "gains", "severity", "subject"]);
+    assert_eq!(names, ["severity", "check", "subject", "found", "gains", "fix"]);
     mode(&dir.join("config/instance.pem"), 0o600);
 
     let mut without = dev.command(binary("brokerd"), &["doctor", "--config", &config]);

@@ -434,7 +434,11 @@ fn policy_credentials(ground: &Ground<'_>) -> Vec<Found> {
         let actions: Vec<_> = denials.flat_map(|it| it.actions.patterns()).collect();
         for policy in granting(live) {
             // What allows everything is beyond the ceiling; this is about what was meant.
-            let statements = policy.document.allows().filter(|it| !it.actions.contains("*"));
+            let on_iam = |it: &&Statement| {
+                ["arn:aws:iam:*", "arn:aws:sts:*"].iter().any(|arn| it.resources.overlaps(arn))
+            };
+            let statements =
+                policy.document.allows().filter(on_iam).filter(|it| !it.actions.contains("*"));
             let hit = statements
                 .flat_map(|it| actions.iter().filter(|action| it.actions.overlaps(action)))
                 .next();
