@@ -22,6 +22,7 @@ use sqlx::PgPool;
 use tempfile::TempDir;
 use tests::program::{Dev, binary, dev_dir, free_port, http, program, text, until};
 use tests::stack::{self, Database};
+use tests::write_secret;
 use time::Duration;
 use uuid::Uuid;
 
@@ -117,8 +118,7 @@ impl Site {
             self.user(name, "own", &policy).await;
             profiles += &self.key(name).await;
         }
-        std::fs::write(self.dir.path().join("aws.credentials"), profiles).expect("written");
-        mode(&self.dir.path().join("aws.credentials"), 0o600);
+        write_secret(&self.dir.path().join("aws.credentials"), &profiles);
         for (name, documents) in &self.documents {
             let role = self.name(name);
             let make = self.iam.create_role().role_name(&role);
@@ -283,9 +283,7 @@ fn write(dir: &Path, prefix: &str, scopes: &str, settings: &str) {
     std::fs::copy(rules, dir.join("policies/agents.cedar")).expect("copied");
     std::fs::write(dir.join("broker.toml"), text).expect("written");
     std::fs::write(dir.join("scopes.toml"), scopes.replace("PREFIX", prefix)).expect("written");
-    let key = dir.join("instance.pem");
-    std::fs::write(&key, Tokens::generate_key().expose_secret()).expect("written");
-    mode(&key, 0o600);
+    write_secret(&dir.join("instance.pem"), Tokens::generate_key().expose_secret());
 }
 
 fn mode(path: &Path, mode: u32) {
