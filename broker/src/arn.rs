@@ -142,7 +142,7 @@ impl Arn {
 
     /// The buckets of an S3 resource, as a pattern. A wildcard may stand for the slash that ends the bucket's name, and
     /// nobody can see of which bucket an access point is.
-    fn bucket(&self) -> String {
+    pub fn bucket(&self) -> String {
         let [.., account, resource] = self.parts();
         if !account.is_empty() && globs_overlap(resource, "accesspoint/*") {
             return "*".to_owned();
@@ -243,7 +243,7 @@ fn is_exact(text: &str) -> bool {
 
 /// Matches the pattern `outer` against `inner` as if `inner`'s wildcards were letters that only wildcards cover:
 /// `?` covers one letter or `?`, `*` covers anything.
-fn glob_contains(outer: &str, inner: &str) -> bool {
+pub fn glob_contains(outer: &str, inner: &str) -> bool {
     let covers = |left, right| right != b'*' && (left == right || left == b'?');
     glob_matches(outer.as_bytes(), inner.as_bytes(), covers)
 }
@@ -273,7 +273,8 @@ pub fn glob_matches(pattern: &[u8], text: &[u8], covers: impl Fn(u8, u8) -> bool
     pattern[at..].iter().all(|it| *it == b'*')
 }
 
-fn globs_overlap(a: &str, b: &str) -> bool {
+/// Whether something matches both patterns.
+pub fn globs_overlap(a: &str, b: &str) -> bool {
     if is_exact(b) {
         return glob_contains(a, b);
     }

@@ -75,6 +75,8 @@ pub enum EventType {
     RulesetInForce,
     /// A request that found no room in a budget; recorded once a minute for each agent and budget.
     BudgetExceeded,
+    /// The doctor finds something else than it did the last time.
+    DoctorFound,
 }
 
 impl EventType {
@@ -123,6 +125,7 @@ impl EventType {
             Self::KeyRevoked => "key.revoked",
             Self::RulesetInForce => "ruleset.in-force",
             Self::BudgetExceeded => "budget.exceeded",
+            Self::DoctorFound => "doctor.found",
         }
     }
 }

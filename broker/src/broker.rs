@@ -19,7 +19,7 @@ use sqlx::PgPool;
 use tokio::sync::{Notify, OnceCell, broadcast};
 use uuid::Uuid;
 
-use crate::audit::Scribe;
+use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::aws::{Minted, Revoker, Sts};
 use crate::clock::Clock;
 use crate::config::{Config, Limits};
@@ -103,6 +103,18 @@ impl Broker {
             return Ok(Some(Vec::new()));
         }
         Ok(store::active_person(&self.pool, sponsor).await?.map(|it| it.groups))
+    }
+
+    /// Records an event that comes with no other change.
+    pub async fn tell(
+        &self,
+        kind: EventType,
+        actor: Actor<'_>,
+        subject: Subject<'_>,
+        detail: serde_json::Value,
+    ) -> Result<()> {
+        let event = self.scribe.body(kind, actor, subject, detail, self.clock.now());
+        Ok(store::tell(&self.pool, event).await?)
     }
 
     fn limits(&self) -> Limits {

@@ -108,6 +108,7 @@ fn one() -> u16 {
 #[derive(Debug)]
 pub struct Catalogue {
     scopes: BTreeMap<String, Scope>,
+    environments: Environments,
     home: Home,
 }
 
@@ -234,7 +235,10 @@ impl Catalogue {
                 }
             }
         }
-        if wrong.is_empty() { Ok(Self { scopes, home }) } else { Err(wrong.join("\n")) }
+        if !wrong.is_empty() {
+            return Err(wrong.join("\n"));
+        }
+        Ok(Self { scopes, environments, home })
     }
 
     pub fn scope(&self, name: &str) -> Option<&Scope> {
@@ -244,6 +248,11 @@ impl Catalogue {
     /// All scopes, by name.
     pub fn scopes(&self) -> impl Iterator<Item = &Scope> {
         self.scopes.values()
+    }
+
+    /// Which accounts and ARNs are which environment.
+    pub fn environments(&self) -> &Environments {
+        &self.environments
     }
 
     /// What no scope reaches: the broker's own, with the roles that leases are minted from.

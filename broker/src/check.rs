@@ -12,11 +12,12 @@ use serde::Serialize;
 use crate::catalogue::{Catalogue, Scope, ScopeAction, SignerRule};
 use crate::config::{Config, Span};
 use crate::lease::{ActionClass, Environment, Field, Tier};
+use crate::role::{Documents, Role, own_policies};
 use crate::statement::{ActionTerms, Conditions, session_policy};
 
 /// IAM's quotas for a managed policy, and for all inline policies of a role, white space not counted
 /// (`reference_iam-quotas`).
-const MANAGED_POLICY_CHARS: usize = 6_144;
+pub(crate) const MANAGED_POLICY_CHARS: usize = 6_144;
 const INLINE_POLICY_CHARS: usize = 10_240;
 
 /// A catalogue as it was computed, for programs.
@@ -159,24 +160,75 @@ impl RolePolicy {
             let keep_out = serde_json::json!({ "Effect": "Deny", "Action": "*", "Resource": own });
             policy["Statement"].as_array_mut().expect("statements").push(keep_out);
         }
-        let chars = policy.to_string().chars().filter(|it| !it.is_whitespace()).count();
+        let chars = chars(&policy);
         let text = serde_json::to_string_pretty(&policy).expect("JSON is JSON");
         Self { text, chars }
     }
 
     /// What a person should know before attaching it.
     pub fn advice(&self) -> String {
-        let chars = self.chars;
-        if chars <= MANAGED_POLICY_CHARS {
-            format!("{chars} characters: fits a managed or an inline policy")
-        } else if chars <= INLINE_POLICY_CHARS {
-            format!(
-                "{chars} characters: too long for a managed policy ({MANAGED_POLICY_CHARS}), fits as the role's only inline policy"
-            )
-        } else {
-            format!(
-                "{chars} characters: fits neither a managed policy ({MANAGED_POLICY_CHARS}) nor a role's inline policies ({INLINE_POLICY_CHARS}); name fewer actions, or make two scopes with a role each"
-            )
+        advice(self.chars)
+    }
+}
+
+/// What IAM counts against its quotas.
+fn chars(policy: &serde_json::Value) -> usize {
+    policy.to_string().chars().filter(|it| !it.is_whitespace()).count()
+}
+
+fn advice(chars: usize) -> String {
+    if chars <= MANAGED_POLICY_CHARS {
+        format!("{chars} characters: fits a managed or an inline policy")
+    } else if chars <= INLINE_POLICY_CHARS {
+        format!(
+            "{chars} characters: too long for a managed policy ({MANAGED_POLICY_CHARS}), fits as the role's only inline policy"
+        )
+    } else {
+        format!(
+            "{chars} characters: fits neither a managed policy ({MANAGED_POLICY_CHARS}) nor a role's inline policies ({INLINE_POLICY_CHARS}); name fewer actions, or make two scopes with a role each"
+        )
+    }
+}
+
+/// Everything that a role should have, or one of the broker's own principals, as JSON; and what to know of it.
+pub struct RoleDocuments {
+    /// JSON, indented.
+    pub text: String,
+    pub advice: Vec<String>,
+}
+
+impl RoleDocuments {
+    /// `which` is the name or ARN of a role that scopes use, or `minter`, `revoker` or `doctor`.
+    pub fn of(which: &str, config: &Config) -> Option<Self> {
+        let (catalogue, aws) = (&config.catalogue, &config.settings.aws);
+        let pretty =
+            |it: &serde_json::Value| serde_json::to_string_pretty(it).expect("JSON is JSON");
+        for ((name, policy), (_, principal)) in
+            own_policies(catalogue, aws).into_iter().zip(aws.principals())
+        {
+            if name == which {
+                let advice =
+                    vec![format!("policy of {}: {}", principal.arn, advice(chars(&policy)))];
+                let all = serde_json::json!({ "principal_arn": principal.arn, "permission_policy": policy });
+                return Some(Self { text: pretty(&all), advice });
+            }
         }
+        let mut roles = Role::all(catalogue).into_iter();
+        let role = roles.find(|it| it.arn == which || it.name() == which)?;
+        let documents = Documents::of(&role, catalogue, &aws.minter.arn);
+        let boundary = chars(&documents.permissions_boundary);
+        let fits = if boundary <= MANAGED_POLICY_CHARS { "fits" } else { "is too long for" };
+        let advice = vec![
+            format!(
+                "permission policy of {}: {}",
+                role.arn,
+                advice(chars(&documents.permission_policy))
+            ),
+            format!(
+                "its boundary: {boundary} characters: {fits} a managed policy ({MANAGED_POLICY_CHARS})"
+            ),
+        ];
+        let all = serde_json::to_value(&documents).expect("JSON is JSON");
+        Some(Self { text: pretty(&all), advice })
     }
 }

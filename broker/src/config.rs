@@ -65,6 +65,8 @@ pub struct Settings {
     pub limits: Limits,
     #[serde(default)]
     pub authority: Authority,
+    #[serde(default)]
+    pub doctor: Doctor,
     /// Settings that only `brokerd dev` accepts.
     #[serde(default)]
     pub dev: Option<Dev>,
@@ -165,7 +167,7 @@ impl Aws {
     }
 
     /// What the principals are in any account: ARNs, of which some are patterns.
-    fn own(&self) -> Vec<String> {
+    pub fn own(&self) -> Vec<String> {
         let roles = self.principals().into_iter().filter_map(|(_, it)| it.role.as_ref());
         let roles = roles.map(|it| format!("arn:aws:iam::*:role/{it}"));
         self.principals().into_iter().map(|(_, it)| it.arn.clone()).chain(roles).collect()
@@ -200,6 +202,19 @@ impl Aws {
 pub struct Dev {
     /// Lets keys that a program can use by itself sign for anything.
     pub software_keys: bool,
+}
+
+/// When the server looks after itself.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Doctor {
+    pub every: Span,
+}
+
+impl Default for Doctor {
+    fn default() -> Self {
+        Self { every: Span(Duration::minutes(15)) }
+    }
 }
 
 /// What acts of authority ask for, beside the decision about a lease: that follows from its scope.

@@ -58,6 +58,8 @@ revoker = { arn = \"arn:aws:iam::000000000000:user/broker-revoker\", profile = \
 doctor = { arn = \"arn:aws:iam::000000000000:user/broker-doctor\", profile = \"broker-doctor\" }
 administrators = [\"arn:aws:iam::000000000000:user/emulator-admin\"]
 ";
+/// Table `[home]`.
+const HOME: &str = "resources = [\"arn:aws:s3:::broker-*\"]\n";
 const DATABASE: &str = "broker";
 const AGENT: &str = "demo-agent";
 const TASK: &str = "demo";
@@ -119,7 +121,7 @@ impl Stack {
             postgres::Options { search_path: options.search_path.clone(), durable };
         let emulator_options = emulator::Options {
             search_path: options.search_path.clone(),
-            seed: true,
+            seed: Some(demo(&dir)?),
             short_sessions,
             control_policies: None,
         };
@@ -224,6 +226,7 @@ async fn serve(
     let keys = write_keys(&stack.dir.join("keys"))?;
     let app_url = stack.app_url(DATABASE);
     let aws = AwsOptions { endpoint: Some(stack.emulator.endpoint()), ..AwsOptions::default() };
+    let rounds = server::rounds(&config, aws.clone());
     let composed = server::compose(config, app_url.expose_secret(), aws, clock.clone());
     let broker = Box::pin(composed).await?;
 
@@ -238,7 +241,7 @@ async fn serve(
     owner.close().await?;
 
     let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(server::serve(broker, listener, async move {
+    let serving = tokio::spawn(server::serve(broker, rounds, listener, async move {
         tokio::select! {
             () = shutdown => {}
             _ = stopping => {}
@@ -253,6 +256,18 @@ async fn serve(
             anyhow::bail!(why)
         }
     }
+}
+
+/// What the demo account is made from: the scopes as they are, or as they will be.
+fn demo(dir: &Path) -> anyhow::Result<emulator::Demo> {
+    let path = dir.join("config/scopes.toml");
+    let scopes = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => SCOPES.to_owned(),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    let aws = format!("region = \"{}\"\n{PRINCIPALS}", emulator::REGION);
+    Ok(emulator::Demo { scopes, aws, home: HOME.to_owned() })
 }
 
 fn logins(dir: &Path) -> anyhow::Result<Logins> {
@@ -288,13 +303,12 @@ fn write_config(
     let settings = format!(
         "# Written at each start of `brokerd dev`.\norigin = \"{origin}\"\nlisten = \"{listen}\"\ninstance_key = \"instance.pem\"\n\n\
          [aws]\nregion = \"{}\"\n{PRINCIPALS}\n\
-         [home]\nresources = [\"arn:aws:s3:::broker-*\"]\n\n[limits]\n{WIDE_BUDGETS}\n\
+         [home]\n{HOME}\n[limits]\n{WIDE_BUDGETS}\n\
          # Only `brokerd dev` accepts this table: the demo people's keys are files that any program can use.\n[dev]\nsoftware_keys = true\n",
         emulator::REGION
     );
     place::write(&dir.join("broker.toml"), settings.as_bytes(), 0o600)?;
-    let scopes =
-        SCOPES.replace(EXTERNAL_ID, &format!("external_id = \"{}\"", emulator.external_id()));
+    let scopes = with_external_id(SCOPES, emulator.external_id());
     let once = [
         ("scopes.toml", scopes.as_str()),
         ("policies/agents.cedar", AGENT_RULES),
@@ -313,6 +327,11 @@ fn write_config(
         )?;
     }
     Ok(())
+}
+
+/// The demo's scopes, where the emulator's own external id belongs.
+fn with_external_id(scopes: &str, external_id: &str) -> String {
+    scopes.replace(EXTERNAL_ID, &format!("external_id = \"{external_id}\""))
 }
 
 /// The demo people's keys: made once.

@@ -127,6 +127,18 @@ struct LoginClaims {
 #[derive(Serialize, Deserialize)]
 struct NonceClaims {}
 
+/// The fingerprint that the installation's key would have as a person's: `SHA256:…`.
+pub fn fingerprint(path: &Path) -> Result<String, KeyError> {
+    let name = path.display().to_string();
+    let pem = std::fs::read_to_string(path)
+        .map(SecretString::from)
+        .map_err(|error| KeyError::Read { path: name.clone(), error })?;
+    let key = SigningKey::from_pkcs8_pem(pem.expose_secret())
+        .map_err(|_| KeyError::Format { path: name })?;
+    let public = ssh_key::public::Ed25519PublicKey(key.verifying_key().to_bytes());
+    Ok(ssh_key::PublicKey::from(public).fingerprint(ssh_key::HashAlg::Sha256).to_string())
+}
+
 impl Tokens {
     /// Reads the installation's key.
     pub fn load(path: &Path, origin: &str) -> Result<Self, KeyError> {

@@ -48,7 +48,12 @@ pub mod narrow;
 pub mod policy;
 
 #[cfg(feature = "server")]
+pub mod role;
+
+#[cfg(feature = "server")]
 pub mod check;
+#[cfg(feature = "server")]
+pub mod doctor;
 
 #[cfg(feature = "server")]
 pub mod broker;

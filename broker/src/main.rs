@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use broker::aws::AwsOptions;
+use broker::aws::{Access, AwsOptions};
 use broker::clock::Clock;
 use broker::config::Config;
+use broker::doctor::{self, Severity};
 use broker::{check, dev, people, server, store};
 use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
@@ -24,7 +25,7 @@ struct Args {
     command: Command,
 
     /// What to log, as tracing's directives
-    #[arg(long, env = "BROKER_LOG", default_value = "info", global = true)]
+    #[arg(long, env = "BROKER_LOG", default_value = "info,aws_config=warn", global = true)]
     log: String,
 }
 
@@ -37,6 +38,23 @@ enum Command {
         /// The server's database, as role `broker_app`
         #[arg(long, env = "BROKER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
         database_url: String,
+        /// Serve, whatever the doctor finds
+        #[arg(long)]
+        despite_findings: bool,
+    },
+    /// Read the live accounts, the database and this host, and say what is not as it should be; changes nothing
+    #[command(
+        after_help = "Exit codes: 0 nothing found; 1 it could not run; 2 usage; 3 something critical or high; 4 something medium or low"
+    )]
+    Doctor {
+        #[arg(long, env = "BROKER_CONFIG", default_value = "/etc/broker", value_name = "DIR")]
+        config: PathBuf,
+        /// The database, as login `broker_ops`; without it the database is not looked at
+        #[arg(long, env = "BROKER_OPS_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+        database_url: Option<String>,
+        /// How to print the findings
+        #[arg(long, short, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+        output: String,
     },
     /// Run the whole product on this machine: private PostgreSQL, AWS emulator, demo people and scopes
     Dev {
@@ -88,6 +106,9 @@ struct CheckArgs {
     /// Print the IAM policy that the scope's role should have
     #[arg(long, value_name = "SCOPE", group = "one")]
     policy: Option<String>,
+    /// Print all that a role should have: trust, permissions, boundary. `minter`, `revoker` and `doctor` are the broker's own
+    #[arg(long, value_name = "ROLE", group = "one")]
+    role: Option<String>,
     /// Try a table of expected decisions, as in config/cases.toml
     #[arg(long, value_name = "FILE", group = "one")]
     cases: Option<PathBuf>,
@@ -161,7 +182,13 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve { config, database_url } => Box::pin(serve(config, &database_url)).await?,
+        Command::Serve { config, database_url, despite_findings } => {
+            Box::pin(serve(config, &database_url, despite_findings)).await?;
+        }
+        Command::Doctor { config, database_url, output } => {
+            let config = Config::load(&config)?;
+            return Box::pin(examine(&config, database_url.as_deref(), &output)).await;
+        }
         Command::Dev { dir, listen, user } => {
             let dir = dir.map_or_else(|| user.dev_dir(), Ok)?;
             let cache_dir = user.cache_dir()?;
@@ -185,7 +212,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(dir: PathBuf, database_url: &str) -> anyhow::Result<()> {
+async fn serve(dir: PathBuf, database_url: &str, despite_findings: bool) -> anyhow::Result<()> {
     let config = Config::load(&dir)?;
     anyhow::ensure!(
         config.settings.dev.is_none(),
@@ -194,12 +221,51 @@ async fn serve(dir: PathBuf, database_url: &str) -> anyhow::Result<()> {
     );
     let listen = config.settings.listen;
     let stopped = stopped()?;
+    let mut rounds = server::rounds(&config, AwsOptions::default());
     let composed = server::compose(config, database_url, AwsOptions::default(), Clock::default());
     let broker = Box::pin(composed).await?;
+    let findings = rounds.go(&broker).await;
+    let critical = findings.iter().filter(|it| it.severity == Severity::Critical).count();
+    if 0 < critical && despite_findings {
+        tracing::error!(critical, "serving in spite of what the doctor found");
+    } else if 0 < critical {
+        anyhow::bail!(
+            "not serving: the doctor found {critical} critical things, which are logged above; `brokerd doctor` says them again with what to do, `brokerd serve --despite-findings` serves all the same"
+        );
+    }
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     tracing::info!(%listen, "serving");
-    server::serve(broker, listener, stopped).await
+    server::serve(broker, rounds, listener, stopped).await
+}
+
+/// `brokerd doctor` found something critical or high.
+const GRAVE: u8 = 3;
+/// It found something less.
+const SLIGHT: u8 = 4;
+
+async fn examine(
+    config: &Config,
+    database_url: Option<&str>,
+    output: &str,
+) -> anyhow::Result<ExitCode> {
+    let clock = Clock::default();
+    let pool = database_url.map(store::pool).transpose();
+    let pool = pool.context("BROKER_OPS_DATABASE_URL is not a PostgreSQL URL")?;
+    let access = Access::new(config.settings.aws.clone(), AwsOptions::default());
+    let estate = doctor::look(config, &access, pool.as_ref(), &clock).await;
+    let findings = doctor::examine(&estate, config);
+    let data = if output == "json" {
+        serde_json::to_string_pretty(&serde_json::json!({ "findings": findings }))? + "\n"
+    } else {
+        doctor::text(&findings)
+    };
+    let _ = std::io::stdout().write_all(data.as_bytes());
+    Ok(match findings.first().map(|it| it.severity) {
+        None => ExitCode::SUCCESS,
+        Some(Severity::Critical | Severity::High) => ExitCode::from(GRAVE),
+        Some(Severity::Medium | Severity::Low) => ExitCode::from(SLIGHT),
+    })
 }
 
 /// Says what a valid configuration comes to: stdout is data, stderr is words.
@@ -221,6 +287,14 @@ fn check(config: &Config, what: &CheckArgs) -> anyhow::Result<ExitCode> {
         let policy = check::RolePolicy::of(scope, &config.catalogue);
         say!("for {}: {}", scope.role_arn, policy.advice());
         policy.text + "\n"
+    } else if let Some(which) = &what.role {
+        let documents = check::RoleDocuments::of(which, config).with_context(|| {
+            format!("no scope uses a role {which:?}; name one, by name or ARN, or minter, revoker or doctor")
+        })?;
+        for line in &documents.advice {
+            say!("{line}");
+        }
+        documents.text + "\n"
     } else if let Some(path) = &what.cases {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let outcomes = check::cases::run(config, &text)

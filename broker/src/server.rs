@@ -12,6 +12,7 @@ use crate::aws::{Access, AwsOptions, Revoker, Sts};
 use crate::broker::{Broker, Cloud};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::doctor::rounds::Rounds;
 use crate::identity::Tokens;
 use crate::{http, store};
 
@@ -39,9 +40,15 @@ pub async fn compose(
     Ok(Arc::new(Broker::new(config, pool, cloud, tokens, clock)))
 }
 
+/// What the doctor looks with, as `compose` has it.
+pub fn rounds(config: &Config, aws: AwsOptions) -> Rounds {
+    Rounds::new(Access::new(config.settings.aws.clone(), aws))
+}
+
 /// Serves until `shutdown`, then lets requests under way end, for a while.
 pub async fn serve(
     broker: Arc<Broker>,
+    rounds: Rounds,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
@@ -50,6 +57,7 @@ pub async fn serve(
         tokio::spawn(watch_for_ever(broker.clone())),
         tokio::spawn(make_partitions_for_ever(broker.clone())),
         tokio::spawn(stop_for_ever(broker.clone())),
+        tokio::spawn(make_rounds_for_ever(broker.clone(), rounds)),
     ];
     let grace = broker.config.settings.aws.call_timeout.std() + GRACE;
     let (told, mut hears) = watch::channel(());
@@ -103,6 +111,15 @@ async fn watch_for_ever(broker: Arc<Broker>) {
             tracing::warn!(?error, "listening for changes failed");
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn make_rounds_for_ever(broker: Arc<Broker>, mut rounds: Rounds) {
+    loop {
+        if rounds.has_looked() {
+            tokio::time::sleep(broker.config.settings.doctor.every.std()).await;
+        }
+        rounds.go(&broker).await;
     }
 }
 

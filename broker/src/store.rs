@@ -4,6 +4,7 @@
 //! locks the lease first.
 
 mod budget;
+mod look;
 mod request;
 
 mod claim;
@@ -34,6 +35,7 @@ pub use self::budget::{Admission, Exceeded, Used, admission, tell_exceeded, usag
 pub use self::claim::{
     Approval, Claimable, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
 };
+pub use self::look::{CATALOG, look, newest_migration};
 pub use self::people::{Enrolled, admin, bootstrap_is_over, enrol, everybody, running_task};
 pub use self::read::{Find, Person, Viewer, active_person, find, statement, task_is_live};
 pub use self::request::{
@@ -151,10 +153,9 @@ pub async fn migrate(admin_url: &str) -> Result<(), sqlx::migrate::MigrateError>
 
 /// Whether the database answers and its schema is the one that this program was built for.
 pub async fn ready(pool: &PgPool) -> Result<bool> {
-    let newest = MIGRATOR.iter().map(|it| it.version).max().unwrap_or_default();
     let applied =
         sqlx::query_scalar!(r#"select schema_version() as "version!""#).fetch_one(pool).await?;
-    Ok(applied == newest)
+    Ok(applied == newest_migration())
 }
 
 /// Makes the event partitions of this month and the next two.

@@ -8,6 +8,7 @@ mod check;
 mod cli;
 mod cost;
 mod dev;
+mod doctor;
 mod drill;
 mod enforced;
 mod failing;

@@ -21,6 +21,7 @@ use tests::stack::{self, Database};
 use tests::sts::{FakeSts, Mood, SECRET_MARK, TOKEN_MARK};
 use tests::{
     AGENT, Setup, insert_person, insert_task, production_write, wide_budgets, write_config,
+    write_secret,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -117,8 +118,7 @@ impl Site {
         ] {
             let text = std::fs::read_to_string(self.config_dir.join(name)).expect(name);
             let listen = |port| format!("listen = \"127.0.0.1:{port}\"");
-            std::fs::write(dir.join(name), text.replace(&listen(self.first_port), &listen(port)))
-                .expect(name);
+            write_secret(&dir.join(name), &text.replace(&listen(self.first_port), &listen(port)));
         }
         self.serve(dir, port).await
     }

@@ -9,6 +9,7 @@ pub mod relay;
 pub mod stack;
 pub mod sts;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -424,10 +425,17 @@ pub fn write_config(dir: &Path, origin: &str, setup: &Setup) {
     std::fs::create_dir_all(dir.join("policies")).expect("a directory");
     let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).expect(name);
     write("broker.toml", &settings);
-    write("aws.credentials", &stack::shared().profiles);
+    write_secret(&dir.join("aws.credentials"), &stack::shared().profiles);
     write("scopes.toml", &scopes.replace("external_id = \"demo\"", &external_id));
     for rules in ["policies/agents.cedar", "policies/people.cedar"] {
         write(rules, &read(rules));
     }
-    write("instance.pem", Tokens::generate_key().expose_secret());
+    write_secret(&dir.join("instance.pem"), Tokens::generate_key().expose_secret());
+}
+
+/// Writes a file for its owner alone.
+pub fn write_secret(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("written");
+    let mode = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(path, mode).expect("our own file");
 }

@@ -56,6 +56,7 @@ async fn keep(started: &mpsc::Sender<Shared>) {
     stack.make_database(TEMPLATE).await.expect("the schema is made");
     let (done, dropped) = mpsc::channel::<String>();
     let admin = stack.emulator.admin_keys();
+    widen(&stack).await;
     let text = |url: secrecy::SecretString| url.expose_secret().to_owned();
     let superuser_url = text(stack.postgres.superuser_url("postgres"));
     let shared = Shared {
@@ -82,6 +83,36 @@ async fn keep(started: &mpsc::Sender<Shared>) {
     });
     stack.postgres.exited().await.expect("PostgreSQL runs as long as the tests");
     drop(place);
+}
+
+/// Lets the demo's roles do far more than any scope: what an agent may not do, the session policy of its lease then
+/// refuses, and nothing else.
+async fn widen(stack: &Stack) {
+    let admin = stack.emulator.admin_keys();
+    let secret = admin.secret_access_key.expose_secret();
+    let iam = iam(&stack.emulator.endpoint(), &admin.access_key_id, secret);
+    let everything = r#"{ "Version": "2012-10-17", "Statement": { "Effect": "Allow", "Resource": "*", "Action":
+        ["s3:*", "dynamodb:*", "sqs:*", "sns:*", "logs:*", "secretsmanager:*", "ssm:*", "sts:GetAccessKeyInfo"] } }"#;
+    for role in ["broker-staging", "broker-production", "broker-backup"] {
+        let wide = iam.put_role_policy().role_name(role).policy_name("everything");
+        wide.policy_document(everything).send().await.expect("the administrator may");
+        let own = iam.delete_role_policy().role_name(role).policy_name("what-it-is-for");
+        own.send().await.expect("the administrator may");
+        let boundary = iam.delete_role_permissions_boundary().role_name(role);
+        boundary.send().await.expect("the administrator may");
+    }
+}
+
+/// A client of the emulator's IAM.
+pub fn iam(endpoint: &str, key_id: &str, secret: &str) -> aws_sdk_iam::Client {
+    let config = aws_sdk_iam::Config::builder()
+        .behavior_version(aws_sdk_iam::config::BehaviorVersion::latest())
+        .region(aws_sdk_iam::config::Region::new("us-east-1"))
+        .endpoint_url(endpoint)
+        .credentials_provider(aws_sdk_iam::config::Credentials::new(
+            key_id, secret, None, None, "test",
+        ));
+    aws_sdk_iam::Client::from_conf(config.build())
 }
 
 /// A directory that PostgreSQL's user can reach and no other run uses. Left-overs of a dead run are taken over.

@@ -135,6 +135,10 @@ impl FakeSts {
 async fn answer(State(shared): State<Arc<Shared>>, body: String) -> Response {
     let form: BTreeMap<String, String> =
         form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+    // It is an STS that mints and knows nothing else: the doctor finds it away.
+    if form.get("Action").is_none_or(|it| it != "AssumeRole") {
+        return error(503, "ServiceUnavailable");
+    }
     shared.requests.lock().expect("no panic").push(form.clone());
     let call = shared.calls.fetch_add(1, Ordering::SeqCst);
     drop(shared.gate.acquire().await.expect("open"));

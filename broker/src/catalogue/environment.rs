@@ -142,6 +142,19 @@ impl Environments {
         touched.chain(self.floor(account, false)).max().unwrap_or(Environment::Production)
     }
 
+    /// What `account` is as a whole, if anything says so.
+    pub fn of_whole(&self, account: &str) -> Option<Environment> {
+        self.accounts.get(account).copied()
+    }
+
+    /// The patterns that say what is which environment, as far as they may be about `account`.
+    pub fn patterns(&self, account: &str) -> impl Iterator<Item = (&Arn, Environment)> {
+        self.resources
+            .iter()
+            .filter(move |(it, _)| may_be_in(it, account))
+            .map(|(it, environment)| (it, *environment))
+    }
+
     /// What the account alone says.
     fn floor(&self, account: &str, covered: bool) -> Option<Environment> {
         match self.accounts.get(account) {

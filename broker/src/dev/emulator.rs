@@ -30,6 +30,10 @@ use tokio::process::Command;
 
 use super::leash::{Leash, LeashError, Program, StopSignal};
 use super::place::{Place, PlaceError, file, is_free, make_dir, open_lock, write};
+use crate::catalogue::Catalogue;
+use crate::catalogue::environment;
+use crate::config::Aws;
+use crate::role::{Documents, own_policies};
 
 const NAME: &str = "ministack-1.5.33";
 const REQUIREMENTS: &str = include_str!("emulator/requirements.txt");
@@ -82,11 +86,43 @@ pub struct Options {
     /// The value of `PATH`: where `python3` is looked for.
     pub search_path: OsString,
     /// Make, or repair, the demo account.
-    pub seed: bool,
+    pub seed: Option<Demo>,
     /// Let tests ask for sessions of less than 15 minutes.
     pub short_sessions: bool,
     /// A JSON list of service control policies, one per organisation level.
     pub control_policies: Option<PathBuf>,
+}
+
+/// What the demo account is made from.
+#[derive(Debug, Clone)]
+pub struct Demo {
+    /// `scopes.toml`, with or without the emulator's external id.
+    pub scopes: String,
+    /// Tables `[aws]` and `[home]` of `broker.toml`.
+    pub aws: String,
+    pub home: String,
+}
+
+impl Demo {
+    /// The documents of its roles, and of the broker's own principals, as `seed.py` takes them.
+    fn documents(&self, external_id: &str) -> std::result::Result<serde_json::Value, String> {
+        let scopes = super::with_external_id(&self.scopes, external_id);
+        let text = |error: toml::de::Error| error.to_string();
+        let aws: Aws = toml::from_str(&self.aws).map_err(text)?;
+        let home =
+            environment::Home::build(&toml::from_str(&self.home).map_err(text)?, &aws.own())?;
+        let file = toml::from_str(&scopes).map_err(text)?;
+        let catalogue = Catalogue::build(file, &scopes, home, true)?;
+        let users: BTreeMap<_, _> = own_policies(&catalogue, &aws)
+            .into_iter()
+            .zip(aws.principals())
+            .map(|((_, policy), (_, it))| {
+                (it.arn.rsplit('/').next().unwrap_or_default().to_owned(), policy)
+            })
+            .collect();
+        let roles = Documents::all(&catalogue, &aws.minter.arn);
+        Ok(serde_json::json!({ "users": users, "roles": roles }))
+    }
 }
 
 /// A running emulator. It ends when this is dropped; [`stop`](Emulator::stop) also waits for it.
@@ -145,8 +181,8 @@ impl Emulator {
             }
         };
         home.place.remember_port(PORT_FILE, port)?;
-        if options.seed {
-            keys.users.extend(home.seed(&python, port, &keys).await?);
+        if let Some(demo) = &options.seed {
+            keys.users.extend(home.seed(&python, port, &keys, demo).await?);
             home.save(&keys)?;
         }
         Ok(Self { leash, port, keys, _place: home.place })
@@ -336,7 +372,10 @@ impl Home {
         python: &Path,
         port: u16,
         keys: &Keys,
+        demo: &Demo,
     ) -> Result<BTreeMap<String, AccessKey>> {
+        let failed = |output| EmulatorError::Seed { output, state: self.state.clone() };
+        let documents = demo.documents(&keys.external_id).map_err(failed)?;
         let known: BTreeMap<_, _> =
             keys.users.iter().map(|(user, key)| (user, &key.access_key_id)).collect();
         let seed = self
@@ -346,8 +385,7 @@ impl Home {
             .env("AWS_ACCESS_KEY_ID", &keys.admin.access_key_id)
             .env("AWS_SECRET_ACCESS_KEY", keys.admin.secret_access_key.expose_secret())
             .env("KNOWN_ACCESS_KEY_IDS", serde_json::json!(known).to_string())
-            .env("BROKER_EXTERNAL_ID", &keys.external_id);
-        let failed = |output| EmulatorError::Seed { output, state: self.state.clone() };
+            .env("DOCUMENTS", documents.to_string());
         let output = seed.command().output().await.map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
             return Err(failed(last_line(&output.stderr)));

@@ -1,8 +1,8 @@
-"""Makes the demo account, or repairs it: what is there already stays as it is.
+"""Makes the demo account, or repairs it: users and roles are made to be what they should be; buckets stay as they are.
 
 Environment: EMULATOR_ENDPOINT, EMULATOR_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (of the
-emulator's admin), BROKER_EXTERNAL_ID, and KNOWN_ACCESS_KEY_IDS: a JSON object, user to the id of the key
-that was made before.
+emulator's admin), DOCUMENTS: a JSON object of what users and roles should have, and KNOWN_ACCESS_KEY_IDS: a
+JSON object, user to the id of the key that was made before.
 Prints one line of JSON: an object, user to {"access_key_id": ..., "secret_access_key": ...}, for those
 whose known key no longer works.
 """
@@ -14,7 +14,6 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-ENVIRONMENTS = ("staging", "production", "backup")
 BUCKETS = {
     "staging-app-data": {
         "config/app.json": '{"debug": true, "workers": 2}\n',
@@ -32,11 +31,8 @@ BUCKETS = {
         "snapshots/2026-01-02.sql": "-- the state of production on 2026-01-02\n",
     },
 }
-SESSION_ACTIONS = ["sts:AssumeRole", "sts:TagSession", "sts:SetSourceIdentity"]
-STOP_ACTIONS = ["iam:GetRolePolicy", "iam:PutRolePolicy", "iam:DeleteRolePolicy"]
-LOOK_ACTIONS = ["iam:Get*", "iam:List*", "s3:GetBucketPolicy"]
-# Wider than any scope should be: what an agent may not do, the session policy of its lease refuses.
-ROLE_ACTIONS = ["s3:*", "dynamodb:*", "sqs:*", "sns:*", "logs:*", "secretsmanager:*", "ssm:*", "sts:GetAccessKeyInfo"]
+STOP_POLICY = "broker-stopped"
+OWN_POLICY = "what-it-is-for"
 
 
 def client(service):
@@ -50,10 +46,6 @@ def client(service):
     )
 
 
-def policy(*statements):
-    return json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
-
-
 def unless(code, call, **parameters):
     """The answer, or None when the service says `code`: that it exists already, or that it does not."""
     try:
@@ -64,19 +56,9 @@ def unless(code, call, **parameters):
         raise
 
 
-def users(account):
-    """The broker's own principals, each with all that it may do."""
-    roles = [f"arn:aws:iam::{account}:role/broker-{name}" for name in ENVIRONMENTS]
-    return {
-        "broker": [{"Effect": "Allow", "Action": SESSION_ACTIONS, "Resource": roles}],
-        "broker-revoker": [{"Effect": "Allow", "Action": STOP_ACTIONS, "Resource": roles}],
-        "broker-doctor": [{"Effect": "Allow", "Action": LOOK_ACTIONS, "Resource": "*"}],
-    }
-
-
-def seed_user(iam, user, statements):
+def seed_user(iam, user, policy):
     unless("EntityAlreadyExists", iam.create_user, UserName=user)
-    iam.put_user_policy(UserName=user, PolicyName="what-it-is-for", PolicyDocument=policy(*statements))
+    iam.put_user_policy(UserName=user, PolicyName=OWN_POLICY, PolicyDocument=json.dumps(policy))
 
 
 def seed_key(iam, user, known):
@@ -90,22 +72,31 @@ def seed_key(iam, user, known):
     return {"access_key_id": key["AccessKeyId"], "secret_access_key": key["SecretAccessKey"]}
 
 
-def seed_role(iam, account, name):
-    role = f"broker-{name}"
-    trust = policy({
-        "Effect": "Allow",
-        "Principal": {"AWS": f"arn:aws:iam::{account}:user/broker"},
-        "Action": SESSION_ACTIONS,
-        "Condition": {
-            "StringLike": {"sts:SourceIdentity": "?*"},
-            "StringEquals": {"sts:ExternalId": os.environ["BROKER_EXTERNAL_ID"]},
-        },
-    })
-    unless("EntityAlreadyExists", iam.create_role, RoleName=role, AssumeRolePolicyDocument=trust)
+def seed_boundary(iam, account, role, document):
+    """The managed policy that is the role's boundary, with `document` as its only version."""
+    name, text = f"{role}-boundary", json.dumps(document)
+    arn = f"arn:aws:iam::{account}:policy/{name}"
+    if unless("EntityAlreadyExists", iam.create_policy, PolicyName=name, PolicyDocument=text) is None:
+        for version in iam.list_policy_versions(PolicyArn=arn)["Versions"]:
+            if not version["IsDefaultVersion"]:
+                iam.delete_policy_version(PolicyArn=arn, VersionId=version["VersionId"])
+        iam.create_policy_version(PolicyArn=arn, PolicyDocument=text, SetAsDefault=True)
+    return arn
+
+
+def seed_role(iam, account, wanted):
+    path, role = wanted["role_arn"].split(":role", 1)[1].rsplit("/", 1)
+    trust = json.dumps(wanted["trust_policy"])
+    unless("EntityAlreadyExists", iam.create_role, RoleName=role, Path=path + "/", AssumeRolePolicyDocument=trust)
     iam.update_assume_role_policy(RoleName=role, PolicyDocument=trust)
-    iam.update_role(RoleName=role, MaxSessionDuration=3600)
-    iam.put_role_policy(RoleName=role, PolicyName="everything", PolicyDocument=policy(
-        {"Effect": "Allow", "Action": ROLE_ACTIONS, "Resource": "*"}))
+    iam.update_role(RoleName=role, MaxSessionDuration=wanted["max_session_duration"])
+    boundary = seed_boundary(iam, account, role, wanted["permissions_boundary"])
+    iam.put_role_permissions_boundary(RoleName=role, PermissionsBoundary=boundary)
+    iam.put_role_policy(
+        RoleName=role, PolicyName=OWN_POLICY, PolicyDocument=json.dumps(wanted["permission_policy"]))
+    for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
+        if name not in (OWN_POLICY, STOP_POLICY):
+            iam.delete_role_policy(RoleName=role, PolicyName=name)
 
 
 def seed_bucket(s3, bucket, objects):
@@ -121,12 +112,13 @@ def main():
     iam, s3 = client("iam"), client("s3")
     account = client("sts").get_caller_identity()["Account"]
     known = json.loads(os.environ["KNOWN_ACCESS_KEY_IDS"])
+    documents = json.loads(os.environ["DOCUMENTS"])
     keys = {}
-    for user, statements in users(account).items():
-        seed_user(iam, user, statements)
+    for user, policy in documents["users"].items():
+        seed_user(iam, user, policy)
         keys[user] = seed_key(iam, user, known.get(user))
-    for name in ENVIRONMENTS:
-        seed_role(iam, account, name)
+    for wanted in documents["roles"]:
+        seed_role(iam, account, wanted)
     for bucket, objects in BUCKETS.items():
         seed_bucket(s3, bucket, objects)
     print(json.dumps({user: key for user, key in keys.items() if key}))
