@@ -227,7 +227,8 @@ async fn serve(
     let app_url = stack.app_url(DATABASE);
     let aws = AwsOptions { endpoint: Some(stack.emulator.endpoint()), ..AwsOptions::default() };
     let rounds = server::rounds(&config, aws.clone());
-    let broker = server::compose(config, app_url.expose_secret(), aws, clock.clone()).await?;
+    let composed = server::compose(config, app_url.expose_secret(), aws, clock.clone());
+    let broker = Box::pin(composed).await?;
 
     let mut owner = store::admin(stack.admin_url(DATABASE).expose_secret()).await?;
     let now = clock.now();
