@@ -222,8 +222,8 @@ async fn serve(dir: PathBuf, database_url: &str, despite_findings: bool) -> anyh
     let listen = config.settings.listen;
     let stopped = stopped()?;
     let mut rounds = server::rounds(&config, AwsOptions::default());
-    let broker =
-        server::compose(config, database_url, AwsOptions::default(), Clock::default()).await?;
+    let composed = server::compose(config, database_url, AwsOptions::default(), Clock::default());
+    let broker = Box::pin(composed).await?;
     let findings = rounds.go(&broker).await;
     let critical = findings.iter().filter(|it| it.severity == Severity::Critical).count();
     if 0 < critical && despite_findings {
