@@ -332,7 +332,8 @@ mod tests {
         let passing = SCOPES.replace(
             "actions = [\"s3:GetObject\", \"s3:PutObject\"]\nresources = [\"arn:aws:s3:::prod-app/*\"]",
             "actions = [\"iam:PassRole\"]\nresources = [\"arn:aws:iam::111122223333:role/app\"]\npass_role_to = [\"lambda.amazonaws.com\"]",
-        );
+        )
+        .replace(", assurance = \"present\"", "");
         let boundary = documents(&passing, "broker-production").permissions_boundary;
         let denied: Vec<String> =
             serde_json::from_value(boundary["Statement"][1]["Action"].clone()).unwrap();
