@@ -219,7 +219,8 @@ pub async fn look(
             )),
         }
     };
-    let (cloud, database) = tokio::join!(aws::look(access, &config.catalogue, clock), database);
+    let cloud = Box::pin(aws::look(access, &config.catalogue, clock));
+    let (cloud, database) = tokio::join!(cloud, Box::pin(database));
     let settings = &config.settings;
     let mut files = vec![key_file("the instance key", &settings.instance_key)];
     if let Some(path) = &settings.aws.credentials_file {

@@ -76,7 +76,9 @@ impl Site {
         let broker = TestBroker::new(Setup { clock, settings, ..Setup::fake(&sts) }).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        tokio::spawn(server::serve(broker.broker.clone(), listener, std::future::pending()));
+        let rounds = server::rounds(&broker.broker.config, sts.options());
+        let shutdown = std::future::pending();
+        tokio::spawn(server::serve(broker.broker.clone(), rounds, listener, shutdown));
         let site = Self { broker, port };
         until("the server is ready", SOON, async || {
             site.send("GET", "/readyz", None).await.is_ok_and(|it| it.status == 200)

@@ -108,7 +108,7 @@ impl Site {
         let documents = documents.into_iter().map(|it| (name(&it), it)).collect();
         let s3 = aws_sdk_s3::Client::from_conf(s3.build());
         let site = Self { prefix, config, dir, iam, s3, documents };
-        site.make().await;
+        Box::pin(site.make()).await;
         site
     }
 
@@ -174,9 +174,9 @@ impl Site {
     }
 
     async fn managed(&self, name: &str, document: &Value) -> String {
-        let make = self.iam.create_policy().policy_name(name);
-        let made = make.policy_document(document.to_string()).send().await.expect("made");
-        made.policy.expect("a policy").arn.expect("an ARN")
+        let request = self.iam.create_policy().policy_name(name);
+        let answer = request.policy_document(document.to_string()).send().await.expect("made");
+        answer.policy.expect("a policy").arn.expect("an ARN")
     }
 
     async fn inline(&self, role: &str, name: &str, document: &Value) {
@@ -516,7 +516,7 @@ async fn a_boundary_that_does_not_deny_other_credentials() {
     let site = Site::new().await;
     site.boundary("staging", |it| it.retain(|it| it["Sid"] != "NoOtherCredentials")).await;
     site.boundary("production", |it| {
-        it[1]["Condition"] = json!({ "Bool": { "aws:MultiFactorAuthPresent": "false" } })
+        it[1]["Condition"] = json!({ "Bool": { "aws:MultiFactorAuthPresent": "false" } });
     })
     .await;
     site.finds(&["boundary-credentials"]).await;
@@ -1040,18 +1040,11 @@ async fn serve_refuses_critical_findings_unless_it_is_told_otherwise() {
 fn the_documentation_has_every_check() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/doctor.md");
     let documentation = std::fs::read_to_string(path).expect("docs/doctor.md");
-    let table: String = doctor::checks()
-        .map(|it| {
-            format!(
-                "| `{}` | {} | {} | {} | {} |\n",
-                it.id,
-                it.severity.as_str(),
-                it.wants,
-                it.gains,
-                it.fix
-            )
-        })
-        .collect();
+    let rows = doctor::checks().map(|it| {
+        let severity = it.severity.as_str();
+        format!("| `{}` | {severity} | {} | {} | {} |\n", it.id, it.wants, it.gains, it.fix)
+    });
+    let table = rows.collect::<Vec<_>>().concat();
     assert!(documentation.contains(&table), "docs/doctor.md should have:\n{table}");
     let mut ids: Vec<_> = doctor::checks().map(|it| it.id).collect();
     let count = ids.len();

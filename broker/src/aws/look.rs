@@ -305,11 +305,9 @@ async fn bucket_policies(
         if !patterns.is_empty() {
             match s3.list_buckets().send().await {
                 Ok(list) => {
-                    exact.extend(
-                        list.buckets().iter().filter_map(|it| it.name()).map(str::to_owned).filter(
-                            |name| patterns.iter().any(|pattern| globs_overlap(pattern, name)),
-                        ),
-                    )
+                    let names = list.buckets().iter().filter_map(|it| it.name());
+                    let wanted = |name: &&str| patterns.iter().any(|it| globs_overlap(it, name));
+                    exact.extend(names.filter(wanted).map(str::to_owned));
                 }
                 Err(error) => {
                     let why = unread(&error);

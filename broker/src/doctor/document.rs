@@ -341,7 +341,8 @@ mod tests {
 
     use super::*;
 
-    fn one(statement: Value) -> Document {
+    fn one(statement: impl Into<Value>) -> Document {
+        let statement: Value = statement.into();
         Document::of(&json!({ "Statement": statement }))
     }
 

@@ -455,7 +455,7 @@ fn policy_narrow(ground: &Ground<'_>) -> Vec<Found> {
     let mut all = Vec::new();
     for (lease, live) in ground.live_roles() {
         let lacks =
-            lease.permissions.allows().flat_map(|it| it.pairs()).find(|(action, resource)| {
+            lease.permissions.allows().flat_map(Statement::pairs).find(|(action, resource)| {
                 let granted = granting(live).any(|it| it.document.may_allow(action, resource));
                 !granted && *action != PROBE_ACTION.to_lowercase()
             });

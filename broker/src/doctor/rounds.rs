@@ -28,7 +28,8 @@ impl Rounds {
 
     /// Looks once: logs what is new and what is gone, records an event if anything is, and returns all there is.
     pub async fn go(&mut self, broker: &Broker) -> Vec<Finding> {
-        let estate = look(&broker.config, &self.access, Some(&broker.pool), &broker.clock).await;
+        let estate =
+            Box::pin(look(&broker.config, &self.access, Some(&broker.pool), &broker.clock)).await;
         let findings = examine(&estate, &broker.config);
         let now: BTreeSet<_> = findings.iter().cloned().collect();
         let first = self.last.is_none();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use sqlx::error::DatabaseError;
 use sqlx::{PgConnection, PgPool};
 use time::{Duration, OffsetDateTime};
 
@@ -128,7 +129,7 @@ async fn read(connection: &mut PgConnection, clock: &Clock) -> Result<Database> 
 
 /// Whether the database said no, or nothing.
 fn unread(error: &sqlx::Error) -> Unread {
-    let code = error.as_database_error().and_then(|it| it.code());
+    let code = error.as_database_error().and_then(DatabaseError::code);
     // Class 28: it does not take our login; 3D000: there is no such database; 42501: no right.
     match code.as_deref() {
         Some(it) if it.starts_with("28") || it == "3D000" || it == "42501" => {
