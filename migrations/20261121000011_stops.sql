@@ -64,7 +64,7 @@ alter table session
     add check ((state = 'stopped') = (stopped_at is not null)),
     add check (state <> 'stopped' or (denied_at, probe_id, stopped_region) is not null);
 -- What a role's policy has to refuse, until it expires by itself.
-create index session_denied on session (expires_at) where state in ('revoking', 'stopped');
+create index session_denied on session (expires_at) where revoking_at is not null;
 create index session_of_freeze on session (freeze_id) where freeze_id is not null;
 
 -- Whether AWS refuses a session of the role that began at that time, or will. None is minted then.
