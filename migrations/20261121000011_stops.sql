@@ -68,7 +68,7 @@ alter table session
     add check ((state = 'stopped') = (stopped_at is not null)),
     add check (state <> 'stopped' or (denied_at, probe_id, stopped_region) is not null);
 -- What a role's policy has to refuse, until it expires by itself.
-create index session_denied on session (expires_at) where state in ('revoking', 'stopped');
+create index session_denied on session (expires_at) where revoking_at is not null;
 create index session_of_freeze on session (freeze_id) where freeze_id is not null;
 
 -- Whether AWS refuses a session of the role that began at that time, or will. None is minted then.
@@ -236,7 +236,7 @@ comment on column stopped_sessions.state is 'revoking: stopped here, AWS may sti
 comment on column stopped_sessions.stop_reason is 'why it was stopped';
 comment on column stopped_sessions.freeze_id is 'the freeze that stopped it, if one did';
 comment on column stopped_sessions.revoking_at is 'from when on the broker no longer handed it out';
-comment on column stopped_sessions.denied_at is 'when the policy that refuses it was written; null while AWS is not told';
+comment on column stopped_sessions.denied_at is 'when the policy was written that refuses it, and that its probe was tried on; null while AWS is not told';
 comment on column stopped_sessions.stopped_at is 'when AWS was seen to refuse what that policy covers';
 comment on column stopped_sessions.stopped_region is 'the Region whose endpoint refused';
 comment on column stopped_sessions.seconds_to_deny is 'from revoking_at to denied_at';

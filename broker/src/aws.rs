@@ -14,7 +14,7 @@ use aws_sdk_sts::config::SharedCredentialsProvider;
 
 pub use self::look::look;
 pub use self::mint::{MintError, Minted, Probe, ProbeAnswer, Sts};
-pub use self::stop::{OnRole, Revoker, StopError, StopPolicy};
+pub use self::stop::{OnRole, PROBE_NAME, Revoker, StopError, StopPolicy};
 use crate::config::{Aws, Principal};
 
 /// The inline policy on each role that stops sessions. The revoker alone writes it.

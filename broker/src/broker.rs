@@ -47,6 +47,8 @@ pub struct Broker {
     changes: broadcast::Sender<Option<LeaseId>>,
     /// Something is to be stopped on AWS.
     to_stop: Notify,
+    /// Whose policies this server writes.
+    roles: stop::Roles,
 }
 
 /// AWS, as the minter and as the revoker.
@@ -82,6 +84,7 @@ impl Broker {
             delivered: Mutex::default(),
             changes,
             to_stop: Notify::new(),
+            roles: stop::Roles::default(),
         }
     }
 

@@ -178,6 +178,8 @@ pub struct Freeze {
     /// When AWS was seen to refuse the last one so far.
     #[serde(with = "time::serde::rfc3339::option")]
     pub stopped_at: Option<OffsetDateTime>,
+    /// Roles that are cut off as a whole, sessions that we do not know of among them, and whose policy is not written yet.
+    pub roles_not_told: i64,
 }
 
 /// `GET /v1/freezes`: those that stand, the newest first.

@@ -27,6 +27,9 @@ pub(crate) struct RevokeArgs {
     /// Why, in words
     #[arg(long)]
     reason: String,
+    /// Your key, if you are not logged in and no agent [default: `key` in the configuration]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
     #[command(flatten)]
     patience: Patience,
 }
@@ -91,7 +94,10 @@ struct Patience {
 }
 
 pub(crate) fn revoke(context: &Context, args: &RevokeArgs) -> Result<()> {
-    let client = context.as_person_or_agent()?;
+    let client = match &args.key {
+        Some(key) => as_person(context, Some(key))?,
+        None => context.as_person_or_agent()?,
+    };
     let path = format!("/v1/leases/{}", args.id);
     let request = RevokeRequest { reason: args.reason.clone() };
     let mut lease: Lease = client.post(&format!("{path}/revoke"), &request)?;
@@ -99,7 +105,7 @@ pub(crate) fn revoke(context: &Context, args: &RevokeArgs) -> Result<()> {
     let open = |lease: &Lease| {
         lease.sessions.iter().filter(|it| it.state == SessionState::Revoking).count()
     };
-    let left = args.patience.wait_for(open(&lease), || {
+    let left = args.patience.wait_for(open(&lease), "sessions", || {
         lease = client.get(&path, &[])?;
         Ok(open(&lease))
     });
@@ -107,7 +113,7 @@ pub(crate) fn revoke(context: &Context, args: &RevokeArgs) -> Result<()> {
         output::note(&effect(it));
     }
     print_lease(context, &lease)?;
-    finish(left?, "`broker show ID` and the view stopped_sessions say when it does")
+    finish(left?, "sessions", "`broker show ID` and the view stopped_sessions say when it does")
 }
 
 /// What became of a session at AWS.
@@ -136,17 +142,30 @@ pub(crate) fn freeze(context: &Context, args: FreezeArgs) -> Result<()> {
         freeze.id
     ));
     let path = format!("/v1/freezes/{}", freeze.id);
-    let left = args.patience.wait_for(count(&freeze), || {
+    let mut left = args.patience.wait_for(count(freeze.not_yet_stopped), "sessions", || {
         freeze = client.get(&path, &[])?;
-        Ok(count(&freeze))
+        Ok(count(freeze.not_yet_stopped))
     });
+    let mut of_what = "sessions";
+    // Sessions that the broker does not know of are refused by the roles' policies, too.
+    if matches!(left, Ok(0)) {
+        of_what = "roles";
+        left = args.patience.wait_for(count(freeze.roles_not_told), of_what, || {
+            freeze = client.get(&path, &[])?;
+            Ok(count(freeze.roles_not_told))
+        });
+    }
     if let (0, Some(at)) = (freeze.not_yet_stopped, freeze.stopped_at) {
         let seconds = (at - freeze.created_at).as_seconds_f64();
         let sessions = freeze.sessions;
         output::note(&format!("AWS refuses all {sessions} sessions, {seconds:.1} s after"));
     }
     context.print(|| table(std::slice::from_ref(&freeze)), || output::pretty(&freeze))?;
-    finish(left?, "`broker freezes` and the view stopped_sessions say when it does")
+    finish(
+        left?,
+        of_what,
+        "`broker freezes` and the views stopped_sessions and role_stops say when it does",
+    )
 }
 
 pub(crate) fn freezes(context: &Context) -> Result<()> {
@@ -164,18 +183,23 @@ fn as_person(context: &Context, key: Option<&Path>) -> Result<Client> {
     Client::new(&context.settings.url, Some(&token.into()))
 }
 
-fn count(freeze: &Freeze) -> usize {
-    usize::try_from(freeze.not_yet_stopped).unwrap_or_default()
+fn count(number: i64) -> usize {
+    usize::try_from(number).unwrap_or_default()
 }
 
 impl Patience {
     /// Asks `left` again and again until nothing is left, or time is up. Returns what is left.
-    fn wait_for(&self, open: usize, mut left: impl FnMut() -> Result<usize>) -> Result<usize> {
+    fn wait_for(
+        &self,
+        open: usize,
+        of_what: &str,
+        mut left: impl FnMut() -> Result<usize>,
+    ) -> Result<usize> {
         let deadline = Instant::now() + self.wait;
         let mut open = open;
         if 0 < open {
             output::note(&format!(
-                "waiting up to {} until AWS refuses {open} sessions",
+                "waiting up to {} until AWS refuses {open} {of_what}",
                 humantime::format_duration(self.wait)
             ));
         }
@@ -196,12 +220,12 @@ impl Patience {
     }
 }
 
-fn finish(left: usize, next: &str) -> Result<()> {
+fn finish(left: usize, of_what: &str, next: &str) -> Result<()> {
     if left == 0 {
         return Ok(());
     }
     Err(Failure::not_yet(
-        format!("stopped here, but AWS was not yet seen to refuse {left} sessions"),
+        format!("stopped here, but AWS was not yet seen to refuse {left} {of_what}"),
         format!(
             "The broker goes on trying; {next}. In a hurry, see the runbook: AWS is slow to forget."
         ),

@@ -514,7 +514,7 @@ fn freeze_names_one_thing_and_a_key_is_enough_to_freeze_with() {
             201,
             json!({
                 "id": ID, "kind": "environment", "target": "production", "reason": "r", "created_by": "carol",
-                "created_at": "2026-01-01T12:00:00Z", "thawed_by": null, "thawed_at": null, "sessions": 2, "not_yet_stopped": 0,
+                "created_at": "2026-01-01T12:00:00Z", "thawed_by": null, "thawed_at": null, "sessions": 2, "not_yet_stopped": 0, "roles_not_told": 0,
                 "stopped_at": "2026-01-01T12:00:02Z",
             }),
         ),

@@ -24,6 +24,7 @@ mod schema;
 mod secrets;
 mod sign;
 mod stop;
+mod stop_attacks;
 mod surface;
 mod tampering;
 mod toolbox;

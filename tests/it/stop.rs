@@ -20,13 +20,13 @@ use tokio::task::{AbortHandle, JoinSet};
 use uuid::Uuid;
 
 /// On a busy machine, too.
-const SOON: Duration = Duration::from_mins(1);
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 
 /// A broker with a role of its own at the emulator's, so that what is stopped on it is nobody else's.
-struct Stage {
-    broker: TestBroker,
-    iam: aws_sdk_iam::Client,
-    role: String,
+pub(crate) struct Stage {
+    pub(crate) broker: TestBroker,
+    pub(crate) iam: aws_sdk_iam::Client,
+    pub(crate) role: String,
     /// Does what `brokerd serve` does in the background.
     rounds: AbortHandle,
 }
@@ -38,11 +38,11 @@ impl Drop for Stage {
 }
 
 impl Stage {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(stack::shared().aws(), Clock::default()).await
     }
 
-    async fn with(aws: AwsOptions, clock: Clock) -> Self {
+    pub(crate) async fn with(aws: AwsOptions, clock: Clock) -> Self {
         let role = format!("stop-{}", &Uuid::new_v4().simple().to_string()[..12]);
         let iam = administrator();
         make_role(&iam, &role).await;
@@ -63,11 +63,11 @@ impl Stage {
     }
 
     /// A lease on staging with a session, and its credentials.
-    async fn session(&self) -> (LeaseId, Value) {
+    pub(crate) async fn session(&self) -> (LeaseId, Value) {
         self.session_of(&self.broker.token, "staging-rw").await
     }
 
-    async fn session_of(&self, token: &str, scope: &str) -> (LeaseId, Value) {
+    pub(crate) async fn session_of(&self, token: &str, scope: &str) -> (LeaseId, Value) {
         let body = json!({ "scope": scope, "deliver": true });
         let answer =
             self.broker.send(Method::POST, "/v1/leases", Some(token), &[], Some(body)).await;
@@ -75,12 +75,12 @@ impl Stage {
         (answer.id(), answer.body["credentials"].clone())
     }
 
-    async fn revoke(&self, id: LeaseId) -> Answer {
+    pub(crate) async fn revoke(&self, id: LeaseId) -> Answer {
         let path = format!("/v1/leases/{id}/revoke");
         self.broker.post(&path, json!({ "reason": "it deletes what it should not" })).await
     }
 
-    async fn freeze(&self, kind: FreezeKind, target: Option<&str>) -> wire::Freeze {
+    pub(crate) async fn freeze(&self, kind: FreezeKind, target: Option<&str>) -> wire::Freeze {
         let request =
             wire::FreezeRequest { kind, target: target.map(str::to_owned), reason: "drill".into() };
         self.broker.broker.freeze(&carol(&self.broker), &request).await.expect("carol is of ops")
@@ -92,7 +92,7 @@ impl Stage {
     }
 
     /// Waits until all sessions of the lease are stopped.
-    async fn stopped(&self, id: LeaseId) -> Vec<wire::Session> {
+    pub(crate) async fn stopped(&self, id: LeaseId) -> Vec<wire::Session> {
         until("AWS refuses it", SOON, async || {
             self.broker.sessions(id).await.iter().all(|it| it == "stopped")
         })
@@ -101,7 +101,7 @@ impl Stage {
     }
 
     /// The policy that is on the role.
-    async fn policy(&self) -> Option<Value> {
+    pub(crate) async fn policy(&self) -> Option<Value> {
         let request = self.iam.get_role_policy().role_name(&self.role).policy_name(STOP_POLICY);
         match request.send().await {
             Ok(answer) => {
@@ -119,7 +119,7 @@ impl Stage {
         }
     }
 
-    async fn count(&self, sql: &'static str) -> i64 {
+    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&self.broker.database.owner).await.expect(sql)
     }
 }
@@ -138,7 +138,7 @@ fn rounds_of(broker: &TestBroker) -> AbortHandle {
     rounds.abort_handle()
 }
 
-fn carol(broker: &TestBroker) -> Caller {
+pub(crate) fn carol(broker: &TestBroker) -> Caller {
     let token_expires_at = broker.clock.now() + time::Duration::HOUR;
     Caller::Person(Reader { handle: "carol".into(), token_expires_at })
 }
@@ -184,7 +184,7 @@ async fn make_role(iam: &aws_sdk_iam::Client, role: &str) {
 }
 
 /// Whether AWS lets a session read what its scope is for.
-async fn works(credentials: &Value) -> bool {
+pub(crate) async fn works(credentials: &Value) -> bool {
     let text = |name: &str| credentials[name].as_str().expect("a credential").to_owned();
     let (id, secret) = (text("access_key_id"), text("secret_access_key"));
     let token = Some(text("session_token"));

@@ -15,6 +15,10 @@ const INLINE_POLICY_CHARS: usize = 10_240;
 /// What the name of a probe takes of it.
 const ROOM_FOR_A_PROBE: usize = 64;
 
+const NO_SUCH_ENTITY: &str = "NoSuchEntity";
+/// What the names of the broker's own probes begin with. No lease's session is named so: those begin with the lease's id.
+pub const PROBE_NAME: &str = "probe-";
+
 /// Which sessions of a role AWS refuses. Its JSON says no more than this, so that what is on a role can be read back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopPolicy {
@@ -68,6 +72,21 @@ impl StopPolicy {
         chars + ROOM_FOR_A_PROBE <= INLINE_POLICY_CHARS
     }
 
+    /// Whether it names sessions of leases, not probes alone.
+    pub fn names_leases(&self) -> bool {
+        self.session_names.iter().any(|it| !it.starts_with(PROBE_NAME))
+    }
+
+    /// Whether `there`, on a role, says no more than this; but for probes that have served, if there is to be a policy
+    /// anyhow: the next write leaves them out.
+    pub fn is_all_of(&self, there: &Self) -> bool {
+        let mut there = there.clone();
+        if !self.is_empty() {
+            there.session_names.retain(|it| !it.starts_with(PROBE_NAME));
+        }
+        self.covers(&there)
+    }
+
     /// Whether everything that `other` refuses is refused by this too.
     pub fn covers(&self, other: &Self) -> bool {
         other.cut_off <= self.cut_off && self.session_names.is_superset(&other.session_names)
@@ -84,6 +103,13 @@ pub enum StopError {
     Refused(String),
     #[error("IAM was not reached, or did not answer as it should: {0}")]
     Unclear(String),
+}
+
+impl StopError {
+    /// That the policy is not there is no error.
+    pub fn is_no_such_role(&self) -> bool {
+        matches!(self, Self::Refused(code) if code == NO_SUCH_ENTITY)
+    }
 }
 
 /// What is on a role.
@@ -159,7 +185,7 @@ fn percent_decode(text: &str) -> String {
 
 /// The role's absence is another thing than the policy's, with the same code.
 fn is_no_such_policy<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
-    error.code() == Some("NoSuchEntity")
+    error.code() == Some(NO_SUCH_ENTITY)
         && error.message().is_some_and(|it| it.to_ascii_lowercase().contains("policy"))
 }
 
@@ -215,6 +241,19 @@ mod tests {
         let room = (0..400).take_while(|it| of(*it).fits()).last();
         assert_eq!(room, Some(200));
         assert!(of(0).is_empty() && !of(1).is_empty());
+    }
+
+    #[test]
+    fn probes_that_have_served_may_stay_in_a_policy_but_not_alone() {
+        let probe = format!("{PROBE_NAME}019f8a00-0000-7000-8000-000000000000-01234567");
+        let of = |count, probe: Option<&String>| {
+            let session_names = names(count).into_iter().chain(probe.cloned()).collect();
+            StopPolicy { cut_off: None, session_names }
+        };
+        assert!(of(1, None).is_all_of(&of(1, Some(&probe))));
+        assert!(!of(1, None).is_all_of(&of(2, Some(&probe))));
+        assert!(!of(0, None).is_all_of(&of(0, Some(&probe))));
+        assert!(of(1, Some(&probe)).names_leases() && !of(0, Some(&probe)).names_leases());
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Stopping: one lease, or whatever a freeze covers; and telling AWS, until AWS is seen to refuse.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration as StdDuration;
 
 use time::{Duration, OffsetDateTime};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::{Broker, NO_CLAIMS};
 use crate::audit::Actor;
-use crate::aws::{OnRole, Probe, ProbeAnswer, StopError};
+use crate::aws::{OnRole, Probe, ProbeAnswer, StopError, StopPolicy};
 use crate::error::{Error, Result};
 use crate::identity::Caller;
 use crate::lease::{Environment, FreezeKind, LeaseId, LeaseState};
@@ -21,6 +23,10 @@ use crate::wire;
 const LOOK_EVERY: StdDuration = StdDuration::from_millis(200);
 const LOOK_EVERY_LATER: StdDuration = StdDuration::from_secs(2);
 const LATER: u32 = 50;
+/// How often it is noted that a probe is looked after.
+const NOTE_EVERY: Duration = Duration::seconds(2);
+/// A third of the database's connections: see [`Roles`].
+const ROLES_AT_ONCE: usize = 10;
 const LONGEST_REASON: usize = 1000;
 
 impl Broker {
@@ -46,8 +52,8 @@ impl Broker {
         };
         let ruling = match self.config.catalogue.scope(&lease.scope) {
             Some(scope) => rule(&Act::Revoke { scope, agent }),
-            // What no longer exists is ruled on as the widest thing there is.
-            None => rule(&Act::Freeze(Target::Everything)),
+            // Where there is no scope any more to rule on, whoever may freeze the agent may stop its lease.
+            None => rule(&Act::Freeze(Target::Agent(agent))),
         };
         if let Ruling::Deny { .. } = ruling {
             return Err(Error::Denied {
@@ -74,11 +80,13 @@ impl Broker {
         let now = super::whole_microseconds(self.clock.now());
         let reason = reason_of(&request.reason)?;
         let me = self.caller_in_person(caller).await?;
-        self.check_target(request).await?;
+        check_form(request)?;
         let person = PersonFacts { handle: &me.handle, groups: &me.groups };
         if let Ruling::Deny { .. } = self.rule_on_freeze(person, request, now).await? {
             return Err(Error::Denied { lease_id: None, why: "the rules do not let you".into() });
         }
+        // Not before: what there is, is not for everybody to know.
+        self.check_target(request).await?;
         let roles = self.roles_frozen_whole(request);
         let new = NewFreeze {
             id: Uuid::now_v7(),
@@ -111,14 +119,7 @@ impl Broker {
 
     /// A freeze of a name that is misspelled would stop nothing, without a word.
     async fn check_target(&self, request: &wire::FreezeRequest) -> Result<()> {
-        let target = match (request.kind, request.target.as_deref()) {
-            (FreezeKind::All, None) => return Ok(()),
-            (FreezeKind::All, Some(_)) => {
-                return Err(Error::Invalid("`all` has no target".into()));
-            }
-            (kind, None) => return Err(Error::Invalid(format!("name the {kind} to freeze"))),
-            (_, Some(target)) => target,
-        };
+        let Some(target) = request.target.as_deref() else { return Ok(()) };
         let known = match request.kind {
             FreezeKind::Environment => target.parse::<Environment>().is_ok(),
             FreezeKind::Scope if self.config.catalogue.scope(target).is_some() => true,
@@ -218,8 +219,11 @@ impl Broker {
         store::stop_what_is_frozen(&self.pool, &self.scribe, now).await?;
         let mut tasks = JoinSet::new();
         for role in store::roles_to_stop(&self.pool, now).await? {
+            let Some(at_work) = AtWork::on(self, &role.role_arn) else { continue };
             let broker = self.clone();
             tasks.spawn(async move {
+                let _at_work = at_work;
+                let _turn = broker.roles.turns.acquire().await;
                 if let Err(error) = broker.stop_on_role(&role).await {
                     tracing::warn!(role = role.role_arn, ?error, "AWS is not told to stop yet");
                 }
@@ -236,24 +240,28 @@ impl Broker {
         };
         let what = held.what_stops(now).await?;
         if !what.policy.fits() {
-            return self.cut_off_role(held).await;
+            return self.cut_off_role(held, &what.policy, now).await;
         }
         let there = match self.revoker.read(&role.role_arn).await {
             Ok(there) => there,
+            // A role that is gone, and of which nothing is to be stopped, is nobody's business any more.
+            Err(error) if what.policy.is_empty() && error.is_no_such_role() => OnRole::Nothing,
             Err(error) => return Ok(held.failed(&error.to_string(), None, now).await?),
         };
         let (covered, exact) = match &there {
             OnRole::Nothing => (what.policy.is_empty(), what.policy.is_empty()),
-            OnRole::Ours(there) => (there.covers(&what.policy), what.policy.covers(there)),
+            OnRole::Ours(there) => (there.covers(&what.policy), what.policy.is_all_of(there)),
             OnRole::Foreign => (false, false),
         };
         if covered && exact && what.unproven.is_empty() {
             return Ok(held.checked(&what.policy, now).await?);
         }
-        if there == OnRole::Foreign || there == OnRole::Nothing && held.is_written() {
+        // Nothing new is to be stopped, and something of what was is not there.
+        let lost = !covered && what.unproven.is_empty() && held.has_written(what.policy.cut_off);
+        if there == OnRole::Foreign || there == OnRole::Nothing && held.is_written() || lost {
             tracing::error!(
                 role = role.role_arn,
-                "somebody else has changed or removed the policy that stops sessions; it is written anew"
+                "the policy that stops sessions is not as it was left: somebody else changed it, or AWS did an earlier write late; it is written anew"
             );
         }
         // Until then AWS refuses everything that begins, and no probe could be seen to work.
@@ -280,6 +288,7 @@ impl Broker {
         probe: Option<WorkingProbe>,
     ) -> Result<()> {
         let WhatStops { mut policy, unproven } = what;
+        let single = policy.names_leases();
         policy.session_names.extend(probe.as_ref().map(|it| it.session_name.clone()));
         let written = if policy.is_empty() {
             self.revoker.remove(&held.role_arn).await
@@ -289,8 +298,9 @@ impl Broker {
         let now = self.clock.now();
         match written {
             Ok(()) => {}
-            Err(StopError::NoRoom) if policy.cut_off.is_none_or(|it| it < now) => {
-                return self.cut_off_role(held).await;
+            // What else is on the role leaves less room than IAM gives; a cut-off makes some if there are single sessions.
+            Err(StopError::NoRoom) if single => {
+                return self.cut_off_role(held, &policy, now).await;
             }
             Err(error) => {
                 if let Some(probe) = &probe {
@@ -307,8 +317,17 @@ impl Broker {
         Ok(())
     }
 
-    async fn cut_off_role(&self, held: HeldRole) -> Result<()> {
-        let now = self.clock.now();
+    async fn cut_off_role(
+        &self,
+        held: HeldRole,
+        policy: &StopPolicy,
+        now: OffsetDateTime,
+    ) -> Result<()> {
+        if policy.cut_off.is_some_and(|it| now < it) {
+            let why =
+                "the role's policy has no room, though all its sessions were stopped just now";
+            return Ok(held.failed(why, None, now).await?);
+        }
         tracing::warn!(
             role = held.role_arn,
             "its policy has no room: all its sessions are stopped"
@@ -355,6 +374,7 @@ impl Broker {
 
     /// Asks AWS until it refuses the probe, and writes that down; or until the probe expires.
     async fn watch_probe(self: Arc<Self>, probe: WorkingProbe) {
+        let mut noted_at = self.clock.now();
         for look in 0_u32.. {
             let answer = probe.probe.ask().await;
             let now = self.clock.now();
@@ -376,7 +396,9 @@ impl Broker {
                         .await
                 }
                 // That somebody looks after it, and is answered, is for the other servers to know.
-                ProbeAnswer::Let if look % 10 == 0 || LATER <= look => {
+                // By the time, not by the looks: AWS may be slow to answer.
+                ProbeAnswer::Let if NOTE_EVERY <= now - noted_at => {
+                    noted_at = now;
                     store::probe_works(&self.pool, probe.id, now).await
                 }
                 _ => Ok(()),
@@ -392,11 +414,55 @@ impl Broker {
     }
 }
 
+/// The roles that this server is at work on: each once, and a few at a time. Each holds one connection to the database while
+/// AWS is asked, and needs a second one now and then; the lease path needs the others.
+pub(super) struct Roles {
+    at_work: Mutex<HashSet<String>>,
+    turns: Semaphore,
+}
+
+impl Default for Roles {
+    fn default() -> Self {
+        Self { at_work: Mutex::default(), turns: Semaphore::new(ROLES_AT_ONCE) }
+    }
+}
+
+/// That this server is at work on a role, or waits for its turn.
+struct AtWork {
+    broker: Arc<Broker>,
+    role_arn: String,
+}
+
+impl AtWork {
+    /// `None` if it is already.
+    fn on(broker: &Arc<Broker>, role_arn: &str) -> Option<Self> {
+        let mut at_work = broker.roles.at_work.lock().unwrap_or_else(PoisonError::into_inner);
+        at_work
+            .insert(role_arn.to_owned())
+            .then(|| Self { broker: broker.clone(), role_arn: role_arn.to_owned() })
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        let at_work = &self.broker.roles.at_work;
+        at_work.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.role_arn);
+    }
+}
+
 /// A recorded session of the broker's own that AWS was seen to let.
 struct WorkingProbe {
     id: Uuid,
     session_name: String,
     probe: Probe,
+}
+
+fn check_form(request: &wire::FreezeRequest) -> Result<()> {
+    match (request.kind, &request.target) {
+        (FreezeKind::All, Some(_)) => Err(Error::Invalid("`all` has no target".into())),
+        (FreezeKind::All, None) | (_, Some(_)) => Ok(()),
+        (kind, None) => Err(Error::Invalid(format!("name the {kind} to freeze"))),
+    }
 }
 
 fn reason_of(text: &str) -> Result<&str> {

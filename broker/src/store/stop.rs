@@ -7,12 +7,14 @@ use uuid::Uuid;
 
 use super::{Result, word};
 use crate::audit::{Actor, EventType, Scribe, Subject};
-use crate::aws::StopPolicy;
+use crate::aws::{PROBE_NAME, StopPolicy};
 use crate::lease::{FreezeKind, LeaseId};
 use crate::wire;
 
 /// A probe that was not tried for so long has lost its server.
 const PROBE_LOST_AFTER: Duration = Duration::seconds(10);
+/// So many probes of a role are waited for at once, the oldest first.
+const PROBES_AT_ONCE: i64 = 20;
 /// AWS has no longer sessions: what a cut-off is about has expired by then.
 const LONGEST_SESSION: Duration = Duration::hours(12);
 /// A policy just written is looked at again soon: a write that AWS was slow about may have replaced it.
@@ -144,10 +146,19 @@ pub async fn freezes(pool: &PgPool, id: Option<Uuid>) -> Result<Vec<wire::Freeze
     let rows = sqlx::query!(
         r#"
         select f.id, f.kind, f.target, f.reason, f.created_by, f.created_at, f.thawed_by, f.thawed_at,
-               (select count(*) from session s where s.freeze_id = f.id) as "sessions!",
-               (select count(*) from session s where s.freeze_id = f.id and s.state = 'revoking') as "not_yet_stopped!",
-               (select max(s.stopped_at) from session s where s.freeze_id = f.id) as stopped_at
-          from "freeze" f where f.id = $1 or $1::uuid is null and f.thawed_at is null
+               o.count + (select count(*) from session s where s.freeze_id = f.id) as "sessions!",
+               o.count + (select count(*) from session s where s.freeze_id = f.id and s.state = 'revoking') as "not_yet_stopped!",
+               (select max(s.stopped_at) from session s where s.freeze_id = f.id) as stopped_at,
+               (select count(*) from role_stop r
+                 where f.kind in ('all', 'environment') and f.created_at < r.cut_off and r.cut_off is distinct from r.written_cut_off) as "roles_not_told!"
+          from "freeze" f
+          -- What it covers and was not come to yet.
+          cross join lateral (
+              select count(*) from session s join lease l on l.id = s.lease_id
+               where s.state = 'live' and f.thawed_at is null
+                 and (f.kind = 'all' or (f.kind, f.target) in (('agent', l.agent), ('sponsor', l.sponsor),
+                                                               ('scope', l.scope), ('environment', l.environment)))) o
+         where f.id = $1 or $1::uuid is null and f.thawed_at is null
          order by f.created_at desc limit 200
         "#,
         id
@@ -168,6 +179,7 @@ pub async fn freezes(pool: &PgPool, id: Option<Uuid>) -> Result<Vec<wire::Freeze
                 sessions: it.sessions,
                 not_yet_stopped: it.not_yet_stopped,
                 stopped_at: it.stopped_at,
+                roles_not_told: it.roles_not_told,
             })
         })
         .collect()
@@ -308,6 +320,7 @@ pub struct HeldRole {
     pub role_arn: String,
     failures: i32,
     written_at: Option<OffsetDateTime>,
+    written_cut_off: Option<OffsetDateTime>,
 }
 
 /// What a role's policy has to refuse.
@@ -334,7 +347,7 @@ impl HeldRole {
         let mut transaction = pool.begin().await?;
         let row = sqlx::query!(
             // Not `for update`: that would keep off the probes, which refer to the row.
-            "select failures, written_at from role_stop where role_arn = $1 for no key update skip locked",
+            "select failures, written_at, written_cut_off from role_stop where role_arn = $1 for no key update skip locked",
             role_arn
         )
         .fetch_optional(&mut *transaction)
@@ -345,12 +358,18 @@ impl HeldRole {
             role_arn,
             failures: it.failures,
             written_at: it.written_at,
+            written_cut_off: it.written_cut_off,
         }))
     }
 
     /// Whether, as far as we know, there is a policy of ours on the role.
     pub fn is_written(&self) -> bool {
         self.written_at.is_some()
+    }
+
+    /// Whether, as far as we know, such a cut-off is on the role.
+    pub fn has_written(&self, cut_off: Option<OffsetDateTime>) -> bool {
+        self.is_written() && self.written_cut_off == cut_off
     }
 
     pub async fn what_stops(&mut self, now: OffsetDateTime) -> Result<WhatStops> {
@@ -366,32 +385,46 @@ impl HeldRole {
             sqlx::query_scalar!("select cut_off from role_stop where role_arn = $1", self.role_arn)
                 .fetch_one(&mut *self.transaction)
                 .await?;
-        let sessions = sqlx::query!(
+        // Those that sessions wait for. One that has served, or that has lost its server, needs no room; nor do more than
+        // a few: what waits for the others gets the next.
+        let probes = sqlx::query!(
             r#"
-            select s.id, s.session_name,
-                   s.state = 'revoking'
-                   and not exists (select from probe p where p.id = s.probe_id and p.failure is null
-                                                         and (p.refused_at is not null or $4 < p.tried_at)) as "unproven!",
-                   coalesce(s.claimed_at < $3, false) as "cut_off!"
-              from session s join lease l on l.id = s.lease_id
-             where l.role_arn = $1 and s.state in ('revoking', 'stopped') and $2 < s.expires_at
+            select p.id, p.session_name from probe p
+             where p.role_arn = $1 and p.denied_at is not null and p.refused_at is null and p.failure is null
+               and $2 < p.tried_at and $3 < p.expires_at
+               and exists (select from session s where s.probe_id = p.id and s.state = 'revoking')
+             order by p.denied_at limit $4
             "#,
             self.role_arn,
-            now - SKEW,
-            // What began when the cut-off was set may be younger at AWS.
-            cut_off,
             now - PROBE_LOST_AFTER,
+            now - SKEW,
+            PROBES_AT_ONCE,
         )
         .fetch_all(&mut *self.transaction)
         .await?;
-        let probes = sqlx::query_scalar!(
-            "select session_name from probe where role_arn = $1 and denied_at is not null and $2 < expires_at",
+        let looked_after: Vec<_> = probes.iter().map(|it| it.id).collect();
+        let sessions = sqlx::query!(
+            r#"
+            select s.id, s.session_name,
+                   s.state = 'revoking' and not coalesce(s.probe_id = any ($4), false) as "unproven!",
+                   -- By AWS's clock, too: that is the one that AWS compares with.
+                   coalesce(s.claimed_at < $3
+                            and s.expires_at - make_interval(secs => (l.assume_role ->> 'duration_seconds')::integer + 1) < $3,
+                            false) as "cut_off!"
+              from session s join lease l on l.id = s.lease_id
+             -- What has expired by our clock may have a minute left by AWS's.
+             where l.role_arn = $1 and s.revoking_at is not null and s.state in ('revoking', 'stopped', 'expired')
+               and $2 < s.expires_at
+            "#,
             self.role_arn,
             now - SKEW,
+            cut_off,
+            &looked_after,
         )
         .fetch_all(&mut *self.transaction)
         .await?;
         let named = sessions.iter().filter(|it| !it.cut_off).map(|it| it.session_name.clone());
+        let probes = probes.into_iter().map(|it| it.session_name);
         Ok(WhatStops {
             policy: StopPolicy { cut_off, session_names: named.chain(probes).collect() },
             unproven: sessions.iter().filter(|it| it.unproven).map(|it| it.id).collect(),
@@ -532,7 +565,8 @@ pub async fn new_probe(
     now: OffsetDateTime,
 ) -> Result<NewProbe> {
     let id = Uuid::now_v7();
-    let probe = NewProbe { id, session_name: format!("probe-{id}-{:08x}", rand::random::<u32>()) };
+    let probe =
+        NewProbe { id, session_name: format!("{PROBE_NAME}{id}-{:08x}", rand::random::<u32>()) };
     let detail =
         json!({ "probe_id": id, "role_arn": role_arn, "session_name": probe.session_name });
     let (kind, subject) = (EventType::ProbeIssuing, Subject::default());
@@ -612,7 +646,8 @@ pub async fn probe_refused(
         .fetch_all(&mut *transaction)
         .await?;
     sqlx::query!(
-        "update probe set tried_at = $2, refused_at = $2, region = $3 where id = $1",
+        // If this was committed before, and the answer lost, it stays as it was.
+        "update probe set tried_at = $2, refused_at = $2, region = $3 where id = $1 and refused_at is null",
         id,
         now,
         region,
