@@ -272,6 +272,20 @@ exits 2 'a token starts no task: that takes a person and their key'
 run_as alice 'broker task start --agent helper --task OPS-8 --write-token helper.token --key $BROKER_KEYS/alice'
 exits 0 'its sponsor has, and answers for it'
 
+heading 'Carol stops the agent: here at once, and on AWS until AWS is seen to refuse'
+agent 'eval "$(broker lease --scope staging-rw --task OPS-7 --reason "keep a session" -o env)"
+aws s3 ls s3://staging-app-data
+broker revoke $(broker leases -o json | sed -n "s/^ *\"id\": \"\([0-9a-f-]\{36\}\)\".*/\1/p" | head -n 1) --reason "not needed" -o text
+aws s3 ls s3://staging-app-data'
+aws_refuses ListObjectsV2 'the session that worked a moment ago is refused by AWS itself'
+run_as carol 'broker freeze --agent demo-agent --reason "what else does it do" --key $BROKER_KEYS/carol -o text'
+exits 0 'nothing more is issued to it, until another person signs that it may go on'
+agent 'broker exec --scope staging-ro -- aws s3 ls s3://staging-app-data'
+exits 6 'frozen'
+database_says "select count(*) from stopped_sessions where state = 'revoking'" 0 'nothing is called stopped that AWS was not seen to refuse'
+run_as operator "brokerd doctor --config $scratch/dev/config"
+exits 0 'the live account and the database are what the catalogue believes they are'
+
 heading 'What happened, for whoever writes SQL'
 run_as ops 'psql "$BROKER_OPS_DATABASE_URL" -X -P border=0 -P footer=off -c "
     select id, agent, sponsor, scope, tier, state, signers, access_key_ids from lease_history order by requested_at"'
