@@ -345,6 +345,9 @@ async fn a_freeze_stops_what_it_names_and_nothing_else() {
     let freeze = stage.freeze(FreezeKind::All, None).await;
     until("all are stopped", SOON, async || not_yet(&stage, freeze.id).await == 0).await;
     expect([false; 4]).await;
+    // Those too that nobody knows of.
+    let policy = stage.policy().await.expect("a policy");
+    assert_eq!(policy["Statement"][0]["Sid"], "AllBefore", "{policy}");
 }
 
 async fn not_yet(stage: &Stage, freeze: Uuid) -> i64 {
