@@ -546,6 +546,17 @@ async fn a_process_that_is_killed_while_it_tells_aws_is_followed_by_one_that_doe
     let (second, _) = serve(&stage, dir.path(), &relay.endpoint).await;
     stage.stopped(id).await;
     assert!(!works(&credentials).await);
+
+    // The probe's credentials passed through, and stayed nowhere.
+    let secrets = relay.secrets();
+    assert!(2 <= secrets.len() && secrets.iter().all(|it| 16 <= it.len()), "nothing was overheard");
+    let sql = "select (select string_agg(p::text, '') from probe p) || (select string_agg(r::text, '') from role_stop r)
+                      || (select string_agg(s::text, '') from session s) || (select string_agg(convert_from(e.body, 'utf8'), '') from event e)";
+    let tables: String =
+        sqlx::query_scalar(sql).fetch_one(&stage.broker.database.owner).await.expect(sql);
+    let log = second.log();
+    assert!(tables.contains("probe-") && log.contains("AWS refuses what was stopped"), "{log}");
+    assert!(secrets.iter().all(|it| !tables.contains(it) && !log.contains(it)));
     assert!(second.stop("TERM").await.success());
 }
 

@@ -1,7 +1,7 @@
 //! What stands between a broker and AWS: it passes everything on, unless a service is away.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,9 +17,23 @@ struct State {
     iam_away: AtomicBool,
     sts_away: AtomicBool,
     sts_leaves_after_put: AtomicBool,
+    /// The secrets of every session that was minted through here.
+    secrets: Mutex<Vec<String>>,
 }
 
 impl State {
+    /// Remembers what is secret in an answer of STS.
+    fn overhear(&self, answer: &[u8]) {
+        let answer = String::from_utf8_lossy(answer);
+        for name in ["SecretAccessKey", "SessionToken"] {
+            let (open, close) = (format!("<{name}>"), format!("</{name}>"));
+            let secret = answer.split_once(&open).and_then(|(_, it)| it.split_once(&close));
+            if let Some((secret, _)) = secret {
+                self.secrets.lock().expect("no panic").push(secret.to_owned());
+            }
+        }
+    }
+
     /// Whether what was sent gets through.
     fn passes(&self, sent: &[u8]) -> bool {
         let has = |needle: &[u8]| sent.windows(needle.len()).any(|it| it == needle);
@@ -45,8 +59,16 @@ impl Relay {
                     let Ok(server) = TcpStream::connect(upstream).await else { return };
                     let (mut from, mut back) = client.into_split();
                     let (mut answers, mut to) = server.into_split();
-                    let answering =
-                        tokio::spawn(async move { tokio::io::copy(&mut answers, &mut back).await });
+                    let hears = shared.clone();
+                    let answering = tokio::spawn(async move {
+                        let mut chunk = vec![0; 64 * 1024];
+                        while let Ok(length @ 1..) = answers.read(&mut chunk).await {
+                            hears.overhear(&chunk[..length]);
+                            if back.write_all(&chunk[..length]).await.is_err() {
+                                break;
+                            }
+                        }
+                    });
                     let mut chunk = vec![0; 64 * 1024];
                     while let Ok(length @ 1..) = from.read(&mut chunk).await {
                         let sent = &chunk[..length];
@@ -59,6 +81,11 @@ impl Relay {
             }
         });
         Self { endpoint, state }
+    }
+
+    /// The secrets of every session that was minted through here.
+    pub fn secrets(&self) -> Vec<String> {
+        self.state.secrets.lock().expect("no panic").clone()
     }
 
     pub fn iam_is_away(&self, away: bool) {
