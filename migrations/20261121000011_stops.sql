@@ -212,6 +212,57 @@ grant update (access_key_id, expires_at, tried_at, proven_at, denied_at, refused
 grant update (revoking_at, stop_reason, freeze_id, denied_at, probe_id, stopped_at, stopped_region) on session to broker_app;
 grant execute on function role_is_cut_off(text, timestamptz) to broker_app;
 
+-- As before, and besides: a session that was stopped takes room in its role's policy until it expires, so that long it counts
+-- as live. Otherwise an agent that stops its own leases would fill the policy, and every session of the role be stopped.
+create or replace function counted(agent text, sponsor text, task_id uuid, at timestamptz)
+returns table (budget text, whose text, what text, until timestamptz)
+language sql stable
+begin atomic
+    with open as (
+        select l.state, l.agent = counted.agent as by_agent, l.task_id = counted.task_id as by_task,
+               case when l.state = 'pending' then l.sign_by
+                    -- Not claimed yet.
+                    when l.claimed_at is null then least(l.claim_by, l.ends_at)
+                    -- The session of a signed lease has its end when AWS has given it.
+                    else coalesce(l.ends_at, l.claimed_at + make_interval(secs => l.window_seconds)) end as until
+          from lease l where l.sponsor = counted.sponsor and l.state in ('pending', 'approved', 'issued')
+    ), recent as materialized (
+        select l.requested_at, l.agent = counted.agent as by_agent, l.task_id = counted.task_id as by_task,
+               l.state <> 'denied' as granted, l.scope, l.resources
+          from lease l
+         where l.sponsor = counted.sponsor and l.requested_at > at - interval '1 hour' and l.requested_at < at + interval '1 day'
+    ), thing (budget, what, of_sponsor, of_agent, of_task) as (
+        select case o.state when 'pending' then 'pending_leases' else 'live_leases' end, null,
+               o.until, case when o.by_agent then o.until end, case when o.by_task then o.until end
+          from open o
+        union all
+        select 'live_leases', null, s.expires_at, case when l.agent = counted.agent then s.expires_at end,
+               case when l.task_id = counted.task_id then s.expires_at end
+          from session s join lease l on l.id = s.lease_id
+         where s.revoking_at is not null and at < s.expires_at
+           and l.sponsor = counted.sponsor and l.state not in ('pending', 'approved', 'issued')
+        union all
+        select 'requests_per_minute', null, i.until, case when r.by_agent then i.until end, case when r.by_task then i.until end
+          from recent r, lateral (select r.requested_at + interval '1 minute') as i (until) where at < i.until
+        union all
+        select 'scopes_per_hour', r.scope, max(i.until), max(i.until) filter (where r.by_agent), max(i.until) filter (where r.by_task)
+          from recent r, lateral (select r.requested_at + interval '1 hour') as i (until) where r.granted group by r.scope
+        union all
+        select 'resources_per_hour', resource, max(i.until), max(i.until) filter (where r.by_agent), max(i.until) filter (where r.by_task)
+          from recent r, lateral (select r.requested_at + interval '1 hour') as i (until), unnest(r.resources) as resource
+         where r.granted group by resource
+        union all
+        select 'signed_per_day', null, i.until, case when l.agent = counted.agent then i.until end,
+               case when l.task_id = counted.task_id then i.until end
+          from lease l, lateral (select l.requested_at + interval '1 day') as i (until)
+         where l.sponsor = counted.sponsor and l.signed and l.state <> 'denied'
+           and l.requested_at > at - interval '1 day' and l.requested_at < at + interval '1 day'
+    )
+    select t.budget, w.whose, t.what, w.until
+      from thing t, lateral (values ('sponsor', t.of_sponsor), ('agent', t.of_agent), ('task', t.of_task)) as w (whose, until)
+     where at < w.until;
+end;
+
 create view stopped_sessions as
     select s.id, s.lease_id, l.agent, l.sponsor, l.scope, l.environment, l.role_arn, s.session_name, s.access_key_id, s.state,
            s.stop_reason, s.freeze_id, s.revoking_at, s.denied_at, s.stopped_at, s.stopped_region,

@@ -8,6 +8,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use tests::program::until;
 use tests::relay::Relay;
+use tests::sts::{FakeSts, Mood};
 use tests::{Setup, TestBroker, stack, start_task};
 use time::{Duration, OffsetDateTime};
 use tokio::net::TcpListener;
@@ -43,6 +44,31 @@ async fn probes_that_have_served_take_no_room_from_what_is_to_be_stopped() {
     stage.stopped(id).await;
     assert!(!works(&credentials).await && works(&others).await);
     assert_eq!(stage.count("select count(*) from event where type = 'role.cut-off'").await, 0);
+}
+
+/// A policy has room for some two hundred sessions: who stops their own must not take all of it from the others.
+#[tokio::test]
+async fn an_agent_that_stops_its_own_leases_has_no_more_of_them_than_one_that_keeps_them() {
+    let sts = FakeSts::start().await;
+    let few = "[limits]\nagent = { live_leases = 3, requests_per_minute = 100 }\n".to_owned();
+    let broker = TestBroker::new(Setup { settings: few, ..Setup::fake(&sts) }).await;
+    let body = json!({ "scope": "staging-rw", "deliver": true });
+    for _ in 0..3 {
+        let id = broker.post("/v1/leases", body.clone()).await.id();
+        let path = format!("/v1/leases/{id}/revoke");
+        let stopped = broker.post(&path, json!({ "reason": "again" })).await;
+        assert_eq!(stopped.status, StatusCode::OK, "{}", stopped.body);
+    }
+    let fourth = broker.post("/v1/leases", body.clone()).await;
+    assert_eq!(fourth.problem(), "/problems/over-budget", "{}", fourth.body);
+    assert_eq!(fourth.body["budget"], "live_leases");
+    // Until they expire.
+    broker.clock.advance(Duration::minutes(14));
+    assert_eq!(broker.post("/v1/leases", body.clone()).await.problem(), "/problems/over-budget");
+    broker.clock.advance(Duration::minutes(2));
+    sts.set(Mood::Good { now: broker.clock.now() });
+    let later = broker.post("/v1/leases", body).await;
+    assert_eq!(later.status, StatusCode::CREATED, "{}", later.body);
 }
 
 // ------------------------------------------------------------------------------------------------------------- clocks
