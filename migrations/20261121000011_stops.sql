@@ -1,6 +1,6 @@
 -- Stopping what AWS has minted: a deny policy on each role, and the proof that it is in effect.
 
--- One row a role that something was stopped on. Whoever holds it, of all servers, is the one who writes the role's policy.
+-- One row a role that something was stopped on.
 create table role_stop (
     role_arn       text        primary key,
     -- AWS refuses every session of the role that began before; until then none is minted.
@@ -18,6 +18,10 @@ create table role_stop (
     -- AWS counts in whole seconds.
     check (cut_off = date_trunc('second', cut_off, 'UTC'))
 );
+
+-- Whoever holds a role's row, of all servers, is the one who writes the role's policy. It is held while AWS is asked, so nothing
+-- else may be in it: a freeze that has to wait for AWS is none.
+create table role_writer (role_arn text primary key references role_stop);
 
 -- A session of the broker's own, that a role's policy is tried with: minted before the policy is written, seen to work, and
 -- covered by it. It may do nothing but `sts:GetAccessKeyInfo`. Written before AWS is asked, like every session.
@@ -160,6 +164,8 @@ end
 $$;
 create trigger role_stop_guard before update on role_stop for each row execute function role_stop_guard();
 create trigger role_stop_is_kept before delete on role_stop for each row execute function refuse_change();
+create trigger role_writer_is_fixed before update or delete on role_writer for each row execute function refuse_change();
+create trigger role_writer_is_kept before truncate on role_writer for each statement execute function refuse_change();
 create trigger role_stop_is_kept_whole before truncate on role_stop for each statement execute function refuse_change();
 
 -- A freeze stands until a person who signed for it has thawed it.
@@ -197,6 +203,8 @@ alter table probe enable always trigger probe_starts;
 alter table probe enable always trigger probe_guard;
 alter table probe enable always trigger probe_is_kept;
 alter table probe enable always trigger probe_is_kept_whole;
+alter table role_writer enable always trigger role_writer_is_fixed;
+alter table role_writer enable always trigger role_writer_is_kept;
 alter table role_stop enable always trigger role_stop_guard;
 alter table role_stop enable always trigger role_stop_is_kept;
 alter table role_stop enable always trigger role_stop_is_kept_whole;
@@ -205,7 +213,9 @@ alter table "freeze" enable always trigger freeze_guard;
 alter table "freeze" enable always trigger freeze_is_kept;
 alter table "freeze" enable always trigger freeze_is_kept_whole;
 
-grant select, insert on role_stop, probe to broker_app;
+grant select, insert on role_stop, role_writer, probe to broker_app;
+-- To hold a row takes the right to change it; the trigger takes that back.
+grant update (role_arn) on role_writer to broker_app;
 grant insert on "freeze" to broker_app;
 grant update (cut_off, written_at, written_cut_off, next_check_at, failures, next_try_at, last_error) on role_stop to broker_app;
 grant update (access_key_id, expires_at, tried_at, proven_at, denied_at, refused_at, region, failure) on probe to broker_app;

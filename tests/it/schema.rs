@@ -1316,7 +1316,25 @@ async fn a_cut_off_only_moves_on_until_nothing_can_be_left_of_what_it_is_about()
         "truncate role_stop cascade".to_owned(),
     ] {
         world.guarded(&sql, "rows of role_stop are never changed or removed").await;
-        world.only_guards_refuse(&["role_stop", "probe", "session"], &sql).await;
+        let tables = ["role_stop", "role_writer", "probe", "session"];
+        world.only_guards_refuse(&tables, &sql).await;
+    }
+}
+
+/// Its rows are there to be held, by whoever writes a role's policy, and for nothing else.
+#[tokio::test]
+async fn what_is_held_to_write_a_roles_policy_is_never_changed() {
+    let mut world = World::new().await;
+    let new = format!("insert into role_writer (role_arn) values ('{ROLE}')");
+    let hold = format!("select from role_writer where role_arn = '{ROLE}' for update");
+    world.everybody_may(&format!("{new}; {hold}")).await;
+    world.owner.does(&new).await;
+    world.everybody_may(&hold).await;
+    let change =
+        format!("update role_writer set role_arn = '{OTHER_ROLE}' where role_arn = '{ROLE}'");
+    world.nobody_may(&change, GUARD, "rows of role_writer are never changed or removed").await;
+    for sql in ["delete from role_writer", "truncate role_writer"] {
+        world.guarded(sql, "rows of role_writer are never changed or removed").await;
     }
 }
 
@@ -1625,6 +1643,7 @@ async fn the_servers_role_cannot_change_the_schema_or_become_its_owner() {
         ("delete from sweeper", "permission denied for table sweeper"),
         ("delete from probe", "permission denied for table probe"),
         ("delete from role_stop", "permission denied for table role_stop"),
+        ("delete from role_writer", "permission denied for table role_writer"),
         ("update \"freeze\" set thawed_at = now()", "permission denied for table freeze"),
         ("delete from over_budget", "permission denied for table over_budget"),
         ("update over_budget set agent = 'eve'", "permission denied for table over_budget"),
@@ -1842,6 +1861,7 @@ async fn guards_fire_for_everybody_always() {
         ("session", gone | INSERT),
         ("probe", gone | INSERT),
         ("role_stop", gone),
+        ("role_writer", gone),
         ("\"freeze\"", gone | INSERT),
     ];
     let events = partitions.iter().map(|it| (it.as_str(), gone));

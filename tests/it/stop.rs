@@ -10,6 +10,7 @@ use broker::aws::{AwsOptions, STOP_POLICY};
 use broker::clock::Clock;
 use broker::identity::{Caller, Reader};
 use broker::lease::{FreezeKind, LeaseId};
+use broker::store::HeldRole;
 use broker::wire;
 use serde_json::{Value, json};
 use tests::program::{Server, free_port, http, until};
@@ -45,9 +46,16 @@ impl Stage {
     pub(crate) async fn with(aws: AwsOptions, clock: Clock) -> Self {
         let role = format!("stop-{}", &Uuid::new_v4().simple().to_string()[..12]);
         let iam = administrator();
-        make_role(&iam, &role).await;
-        let scopes = include_str!("../../config/scopes.toml")
-            .replace("role = \"broker-staging\"", &format!("role = \"{role}\""));
+        let mut scopes = include_str!("../../config/scopes.toml").to_owned();
+        // A freeze of everything cuts all of them off.
+        for (demo, own) in [
+            ("broker-staging", role.clone()),
+            ("broker-production", format!("{role}-production")),
+            ("broker-backup", format!("{role}-backup")),
+        ] {
+            make_role(&iam, &own).await;
+            scopes = scopes.replace(&format!("role = \"{demo}\""), &format!("role = \"{own}\""));
+        }
         let setup = Setup {
             aws,
             clock,
@@ -463,6 +471,29 @@ async fn while_iam_is_away_the_tables_say_no_and_afterwards_aws_does() {
     relay.iam_is_away(false);
     stage.stopped(id).await;
     assert!(!works(&credentials).await);
+}
+
+/// Whoever tells AWS may have to wait for it; whoever freezes may not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_freeze_waits_for_nobody_who_asks_aws() {
+    let stage = Stage::new().await;
+    let (_, credentials) = stage.session().await;
+    stage.rounds.abort();
+    let arn = format!("arn:aws:iam::000000000000:role/{}", stage.role);
+    let mut held =
+        HeldRole::hold(stage.broker.pool(), &arn).await.expect("it answers").expect("nobody else");
+    held.what_stops(stage.broker.clock.now()).await.expect("it answers");
+    // The server's statement timeout would end it if it waited.
+    let freeze = stage.freeze(FreezeKind::All, None).await;
+    assert_eq!((freeze.sessions, freeze.roles_not_told), (1, 3));
+    assert!(
+        HeldRole::hold(stage.broker.pool(), &arn).await.expect("it answers").is_none(),
+        "two write at once"
+    );
+    drop(held);
+    let rounds = rounds_of(&stage.broker);
+    until("AWS is told", SOON, async || !works(&credentials).await).await;
+    rounds.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -323,6 +323,11 @@ pub struct HeldRole {
     written_cut_off: Option<OffsetDateTime>,
 }
 
+/// A cut-off of before is over: no session can be about it any more.
+fn over_by(now: OffsetDateTime) -> OffsetDateTime {
+    now - LONGEST_SESSION - SKEW
+}
+
 /// What a role's policy has to refuse.
 #[derive(Debug)]
 pub struct WhatStops {
@@ -334,11 +339,14 @@ pub struct WhatStops {
 impl HeldRole {
     /// `None` if another server has it.
     pub async fn hold(pool: &PgPool, role_arn: &str) -> Result<Option<Self>> {
-        // Looks first: an insert would wait for whoever has the row.
         sqlx::query!(
             r#"
-            insert into role_stop (role_arn)
-            select $1 where not exists (select from role_stop where role_arn = $1) on conflict do nothing
+            with role as (
+                insert into role_stop (role_arn)
+                select $1 where not exists (select from role_stop where role_arn = $1) on conflict do nothing
+            )
+            insert into role_writer (role_arn)
+            select $1 where not exists (select from role_writer where role_arn = $1) on conflict do nothing
             "#,
             role_arn
         )
@@ -346,8 +354,11 @@ impl HeldRole {
         .await?;
         let mut transaction = pool.begin().await?;
         let row = sqlx::query!(
-            // Not `for update`: that would keep off the probes, which refer to the row.
-            "select failures, written_at, written_cut_off from role_stop where role_arn = $1 for no key update skip locked",
+            r#"
+            select r.failures, r.written_at, r.written_cut_off
+              from role_writer w join role_stop r on r.role_arn = w.role_arn
+             where w.role_arn = $1 for update of w skip locked
+            "#,
             role_arn
         )
         .fetch_optional(&mut *transaction)
@@ -373,18 +384,11 @@ impl HeldRole {
     }
 
     pub async fn what_stops(&mut self, now: OffsetDateTime) -> Result<WhatStops> {
-        // A cut-off that no session can be about any more is gone.
-        sqlx::query!(
-            "update role_stop set cut_off = null where role_arn = $1 and cut_off < $2",
-            self.role_arn,
-            now - LONGEST_SESSION - SKEW,
-        )
-        .execute(&mut *self.transaction)
-        .await?;
         let cut_off =
             sqlx::query_scalar!("select cut_off from role_stop where role_arn = $1", self.role_arn)
                 .fetch_one(&mut *self.transaction)
-                .await?;
+                .await?
+                .filter(|it| over_by(now) <= *it);
         // Those that sessions wait for. One that has served, or that has lost its server, needs no room; nor do more than
         // a few: what waits for the others gets the next.
         let probes = sqlx::query!(
@@ -484,7 +488,7 @@ impl HeldRole {
             with written as (
                 update role_stop
                    set written_at = case when $2 then $3::timestamptz end, written_cut_off = $4, next_check_at = $5,
-                       failures = 0, next_try_at = null, last_error = null
+                       failures = 0, next_try_at = null, last_error = null, cut_off = case when $9 <= cut_off then cut_off end
                  where role_arn = $1 returning role_arn
             ), proving as (
                 update probe set denied_at = $3 where id = $6
@@ -501,6 +505,7 @@ impl HeldRole {
             probe,
             unproven,
             event,
+            over_by(now),
         )
         .fetch_one(&mut *self.transaction)
         .await?;
@@ -515,7 +520,7 @@ impl HeldRole {
             r#"
             update role_stop
                set written_at = case when $2 then coalesce(written_at, $3) end, written_cut_off = $4, next_check_at = $5,
-                   failures = 0, next_try_at = null, last_error = null
+                   failures = 0, next_try_at = null, last_error = null, cut_off = case when $6 <= cut_off then cut_off end
              where role_arn = $1
             "#,
             self.role_arn,
@@ -523,6 +528,7 @@ impl HeldRole {
             now,
             policy.cut_off,
             now + pause,
+            over_by(now),
         )
         .execute(&mut *self.transaction)
         .await?;
