@@ -391,20 +391,30 @@ pub fn verify(file: &[u8], pin: Option<&str>) -> Result<Verified, Vec<Finding>> 
     }
     let statement = read_statement(&export).map_err(alone)?;
     let terms = statement.terms();
+    let mut findings = check(&export.lease, &statement, &export.signatures);
+    if terms.broker.instance_key != key_id || terms.broker.origin != export.origin {
+        findings.insert(0, Finding { fault: Fault::OtherInstance, person: None });
+    }
+    if !findings.is_empty() {
+        return Err(findings);
+    }
+    Ok(Verified { export, statement, key_id, pinned: pin.is_some() })
+}
+
+/// Checks what people signed about a lease, with the keys that they signed with: everything but who says so.
+pub fn check(lease: &Lease, statement: &LeaseStatement, signatures: &[Signature]) -> Vec<Finding> {
+    let terms = statement.terms();
     let mut findings = Vec::new();
     let mut find = |fault, person: Option<&str>| {
         findings.push(Finding { fault, person: person.map(str::to_owned) });
     };
-    if terms.broker.instance_key != key_id || terms.broker.origin != export.origin {
-        find(Fault::OtherInstance, None);
-    }
-    if (terms.lease_id, terms.tier) != (export.lease.id, export.lease.tier) {
+    if (terms.lease_id, terms.tier) != (lease.id, lease.tier) {
         find(Fault::OtherLease, None);
     }
     let (mut people, mut keys) = (BTreeSet::new(), BTreeSet::new());
-    for signature in &export.signatures {
+    for signature in signatures {
         let person = Some(signature.person.as_str());
-        for fault in faults_of(signature, &statement) {
+        for fault in faults_of(signature, statement) {
             find(fault, person);
         }
         let first = people.insert(&signature.person);
@@ -423,13 +433,10 @@ pub fn verify(file: &[u8], pin: Option<&str>) -> Result<Verified, Vec<Finding>> 
             find(fault, person);
         }
     }
-    if let Err(fault) = check_state(&export, terms) {
+    if let Err(fault) = check_state(lease, signatures, terms) {
         find(fault, None);
     }
-    if !findings.is_empty() {
-        return Err(findings);
-    }
-    Ok(Verified { export, statement, key_id, pinned: pin.is_some() })
+    findings
 }
 
 /// Takes an export out of its envelope, with the id of the key that sealed it.
@@ -518,15 +525,13 @@ fn check_key(it: &Signature, demand: Demand<'_>) -> Result<Option<Touch>, Reject
 }
 
 /// Whether the signatures bear what the state says. Whether each of them counts is found out elsewhere.
-fn check_state(export: &Export, terms: &LeaseTerms) -> Result<(), Fault> {
-    let lease = &export.lease;
-    if export.signatures.iter().any(|it| it.decision == Decision::Refuse) {
+fn check_state(lease: &Lease, signatures: &[Signature], terms: &LeaseTerms) -> Result<(), Fault> {
+    if signatures.iter().any(|it| it.decision == Decision::Refuse) {
         let refused = lease.state == LeaseState::Refused && lease.approved_at.is_none();
         return if refused { Ok(()) } else { Err(Fault::Refused) };
     }
     let by = lease.approved_at.map(later);
-    let people: BTreeSet<_> = export
-        .signatures
+    let people: BTreeSet<_> = signatures
         .iter()
         .filter(|it| by.is_none_or(|by| it.signed_at <= by))
         .map(|it| it.person.as_str())

@@ -77,6 +77,15 @@ pub enum EventType {
     BudgetExceeded,
     /// The doctor finds something else than it did the last time.
     DoctorFound,
+    /// The log over the events began.
+    LogStarted,
+    /// Another key signs the log's checkpoints from now on.
+    LogRotated,
+    /// The log goes on after events were lost.
+    LogRecovered,
+    /// A month's events were exported, to be dropped.
+    LogPartitionExported,
+    LogPartitionDropped,
 }
 
 impl EventType {
@@ -126,6 +135,11 @@ impl EventType {
             Self::RulesetInForce => "ruleset.in-force",
             Self::BudgetExceeded => "budget.exceeded",
             Self::DoctorFound => "doctor.found",
+            Self::LogStarted => "log.started",
+            Self::LogRotated => "log.rotated",
+            Self::LogRecovered => "log.recovered",
+            Self::LogPartitionExported => "log.partition-exported",
+            Self::LogPartitionDropped => "log.partition-dropped",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The only module that talks to AWS: as the minter, the revoker or the doctor, each with credentials of its own.
 
+pub mod anchor;
 pub mod look;
 pub mod mint;
 pub mod stop;
@@ -12,6 +13,7 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_sts::config::SharedCredentialsProvider;
 
+pub use self::anchor::Bucket;
 pub use self::look::look;
 pub use self::mint::{MintError, Minted, Probe, ProbeAnswer, Sts};
 pub use self::stop::{OnRole, PROBE_NAME, Revoker, StopError, StopPolicy};

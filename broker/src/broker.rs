@@ -8,8 +8,10 @@ mod sign;
 
 mod act;
 mod read;
+mod record;
 mod stop;
 
+pub use self::record::Page;
 pub(crate) use self::act::{nonce, whole_microseconds};
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +29,7 @@ use crate::error::Result;
 use crate::identity::{Agent, Tokens};
 use crate::lease::LeaseId;
 use crate::policy::AgentFacts;
+use crate::sequencer::Sequencer;
 use crate::store;
 
 /// Our own task tokens carry no claims for rules to ask about.
@@ -38,6 +41,7 @@ pub struct Broker {
     pub sts: Sts,
     revoker: Revoker,
     pub tokens: Tokens,
+    pub log: Sequencer,
     pub clock: Clock,
     scribe: Scribe,
     /// Set once the ruleset in force is in the database.
@@ -68,7 +72,14 @@ struct Delivered {
 }
 
 impl Broker {
-    pub fn new(config: Config, pool: PgPool, cloud: Cloud, tokens: Tokens, clock: Clock) -> Self {
+    pub fn new(
+        config: Config,
+        pool: PgPool,
+        cloud: Cloud,
+        tokens: Tokens,
+        log: Sequencer,
+        clock: Clock,
+    ) -> Self {
         let Cloud { sts, revoker } = cloud;
         let scribe = Scribe { source: config.settings.origin.clone() };
         let (changes, _) = broadcast::channel(1024);
@@ -78,6 +89,7 @@ impl Broker {
             sts,
             revoker,
             tokens,
+            log,
             clock,
             scribe,
             kept: OnceCell::new(),

@@ -67,6 +67,7 @@ pub struct Settings {
     pub authority: Authority,
     #[serde(default)]
     pub doctor: Doctor,
+    pub log: Log,
     /// Settings that only `brokerd dev` accepts.
     #[serde(default)]
     pub dev: Option<Dev>,
@@ -146,7 +147,7 @@ impl Principal {
             || path.is_empty()
             || path.contains(['*', '?'])
         {
-            return Err(format!("aws.{name}.arn = {:?}: {form}", self.arn));
+            return Err(format!("{name}.arn = {:?}: {form}", self.arn));
         }
         Ok(())
     }
@@ -176,7 +177,7 @@ impl Aws {
     fn validate(&self) -> Result<(), String> {
         let all = self.principals();
         for (name, it) in all {
-            it.validate(name)?;
+            it.validate(&format!("aws.{name}"))?;
         }
         for (index, (name, it)) in all.iter().enumerate() {
             for (other, that) in &all[index + 1..] {
@@ -214,6 +215,119 @@ pub struct Doctor {
 impl Default for Doctor {
     fn default() -> Self {
         Self { every: Span(Duration::minutes(15)) }
+    }
+}
+
+/// The log over the events, and where its checkpoints are kept.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// Its name: the origin of its checkpoints. It outlives hosts and addresses, and never changes.
+    pub origin: String,
+    /// Ed25519 private key (PKCS #8, PEM) that signs checkpoints; relative to the configuration directory.
+    pub key: PathBuf,
+    /// How often the newest checkpoint goes to the anchors, besides whenever a lease waits for it.
+    #[serde(default = "Log::default_anchor_every")]
+    pub anchor_every: Span,
+    /// How long a claim waits for its approval to be anchored, before it is told to come again.
+    #[serde(default = "Log::default_wait")]
+    pub wait: Span,
+    /// Without any, no destructive lease is issued.
+    #[serde(default)]
+    pub anchors: Vec<Anchor>,
+}
+
+/// Where checkpoints are kept out of reach.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Anchor {
+    /// A folder that another machine keeps.
+    File { name: String, path: PathBuf },
+    /// A bucket with Object Lock, best in another account.
+    S3(AnchorBucket),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnchorBucket {
+    pub name: String,
+    pub bucket: String,
+    pub region: String,
+    /// What names begin with, like `checkpoints/`.
+    #[serde(default)]
+    pub prefix: String,
+    /// How long nobody can remove a checkpoint, in Object Lock's compliance mode.
+    #[serde(default = "AnchorBucket::default_retain")]
+    pub retain: Span,
+    /// Who puts, reads and lists there, and may do nothing else.
+    pub principal: Principal,
+}
+
+impl AnchorBucket {
+    fn default_retain() -> Span {
+        Span(Duration::days(400))
+    }
+}
+
+impl Anchor {
+    pub fn name(&self) -> &str {
+        match self {
+            Self::File { name, .. } => name,
+            Self::S3(bucket) => &bucket.name,
+        }
+    }
+}
+
+impl Log {
+    fn default_anchor_every() -> Span {
+        Span(Duration::minutes(1))
+    }
+
+    fn default_wait() -> Span {
+        Span(Duration::seconds(5))
+    }
+
+    fn buckets(&self) -> impl Iterator<Item = &AnchorBucket> {
+        self.anchors.iter().filter_map(|it| match it {
+            Anchor::S3(bucket) => Some(bucket),
+            Anchor::File { .. } => None,
+        })
+    }
+
+    /// What of AWS belongs to it: ARNs.
+    fn own(&self) -> impl Iterator<Item = String> {
+        self.buckets().flat_map(|it| [it.principal.arn.clone(), format!("arn:aws:s3:::{}", it.bucket)])
+    }
+
+    fn validate(&self, aws: &Aws) -> Result<(), String> {
+        let plain = |it: char| it.is_ascii_alphanumeric() || "./:_-".contains(it);
+        if self.origin.is_empty() || !self.origin.chars().all(plain) {
+            return Err(format!("log.origin = {:?}: write a name like `broker.example.com/log`", self.origin));
+        }
+        for (index, anchor) in self.anchors.iter().enumerate() {
+            let name = anchor.name();
+            if name.is_empty() || self.anchors[..index].iter().any(|it| it.name() == name) {
+                return Err(format!("log.anchors: each has a name of its own, and {name:?} is none"));
+            }
+        }
+        for bucket in self.buckets() {
+            let principal = &bucket.principal;
+            principal.validate(&format!("log.anchors: {}: principal", bucket.name))?;
+            if principal.profile.is_none() {
+                return Err(format!(
+                    "log.anchors: {}: the principal needs a `profile`: the environment has the minter's credentials",
+                    bucket.name
+                ));
+            }
+            let same = |it: &Principal| it.arn == principal.arn || it.profile == principal.profile;
+            if let Some((other, _)) = aws.principals().into_iter().find(|(_, it)| same(it)) {
+                return Err(format!(
+                    "log.anchors: {}: the principal is aws.{other}: whoever takes over one of them must not have the other",
+                    bucket.name
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -458,7 +572,13 @@ impl Config {
         if let Some(file) = &mut settings.aws.credentials_file {
             *file = dir.join(&*file);
         }
-        let own = settings.aws.own();
+        settings.log.key = dir.join(&settings.log.key);
+        for anchor in &mut settings.log.anchors {
+            if let Anchor::File { path, .. } = anchor {
+                *path = dir.join(&*path);
+            }
+        }
+        let own: Vec<_> = settings.aws.own().into_iter().chain(settings.log.own()).collect();
         let home = Home::build(&settings.home, &own).map_err(invalid)?;
         let attestation_roots = match &settings.authority.attestation_roots {
             None => None,
@@ -543,6 +663,7 @@ impl Settings {
             ));
         }
         self.aws.validate()?;
+        self.log.validate(&self.aws)?;
         let Authority { start_task, thaw, change_people, .. } = self.authority;
         if start_task.min(thaw).min(change_people) < Assurance::Present {
             return Err("[authority] asks for `present` or `verified`: a program can use a software key by itself".into());

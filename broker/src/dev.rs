@@ -36,6 +36,7 @@ use crate::identity::{Caller, Reader, TaskGrant, Tokens};
 use crate::lease::Decision;
 use crate::statement::Meaning;
 use crate::statement::act::{ADMINS, Evidence, NewPerson};
+use crate::server::Databases;
 use crate::{people, server, store, wire};
 
 const SCOPES: &str = include_str!("../../config/scopes.toml");
@@ -57,6 +58,13 @@ minter = { arn = \"arn:aws:iam::000000000000:user/broker\", profile = \"broker\"
 revoker = { arn = \"arn:aws:iam::000000000000:user/broker-revoker\", profile = \"broker-revoker\" }
 doctor = { arn = \"arn:aws:iam::000000000000:user/broker-doctor\", profile = \"broker-doctor\" }
 administrators = [\"arn:aws:iam::000000000000:user/emulator-admin\"]
+";
+/// Table `[log]`. The folder is beside the configuration's: enough to see how it works, not to be out of reach.
+pub const LOG: &str = "\
+[log]
+origin = \"broker.localhost/log\"
+key = \"log.pem\"
+anchors = [{ kind = \"file\", name = \"folder\", path = \"../anchor\" }]
 ";
 /// Table `[home]`.
 const HOME: &str = "resources = [\"arn:aws:s3:::broker-*\"]\n";
@@ -94,19 +102,28 @@ pub struct Stack {
     pub dir: PathBuf,
 }
 
-/// Passwords of the database's three logins.
+/// Passwords of the database's logins.
 #[derive(Debug)]
 pub struct Logins {
     pub app: SecretString,
     pub migrate: SecretString,
     pub ops: SecretString,
+    pub sequencer: SecretString,
+    pub retention: SecretString,
 }
 
 #[derive(Serialize, Deserialize)]
 struct LoginsFile {
+    #[serde(default = "password")]
     app: String,
+    #[serde(default = "password")]
     migrate: String,
+    #[serde(default = "password")]
     ops: String,
+    #[serde(default = "password")]
+    sequencer: String,
+    #[serde(default = "password")]
+    retention: String,
 }
 
 impl Stack {
@@ -138,6 +155,8 @@ impl Stack {
             ("broker_app", &logins.app),
             ("broker_migrate", &logins.migrate),
             ("broker_ops", &logins.ops),
+            ("broker_sequencer", &logins.sequencer),
+            ("broker_retention", &logins.retention),
         ] {
             // Our own letters and digits: nothing to quote. DDL takes no parameters.
             let sql = format!("alter role {role} password '{}'", password.expose_secret());
@@ -175,6 +194,14 @@ impl Stack {
 
     pub fn ops_url(&self, database: &str) -> SecretString {
         self.postgres.url("broker_ops", &self.logins.ops, database)
+    }
+
+    pub fn sequencer_url(&self, database: &str) -> SecretString {
+        self.postgres.url("broker_sequencer", &self.logins.sequencer, database)
+    }
+
+    pub fn retention_url(&self, database: &str) -> SecretString {
+        self.postgres.url("broker_retention", &self.logins.retention, database)
     }
 
     /// Stops what was started, the database last.
@@ -224,10 +251,12 @@ async fn serve(
     write_config(&config_dir, &origin, listener.local_addr()?, &stack.emulator)?;
     let config = Config::load(&config_dir)?;
     let keys = write_keys(&stack.dir.join("keys"))?;
-    let app_url = stack.app_url(DATABASE);
+    let (app_url, sequencer_url) = (stack.app_url(DATABASE), stack.sequencer_url(DATABASE));
+    let databases =
+        Databases { app: app_url.expose_secret(), sequencer: sequencer_url.expose_secret() };
     let aws = AwsOptions { endpoint: Some(stack.emulator.endpoint()), ..AwsOptions::default() };
     let rounds = server::rounds(&config, aws.clone());
-    let composed = server::compose(config, app_url.expose_secret(), aws, clock.clone());
+    let composed = server::compose(config, databases, aws, clock.clone());
     let broker = Box::pin(composed).await?;
 
     let mut owner = store::admin(stack.admin_url(DATABASE).expose_secret()).await?;
@@ -239,6 +268,7 @@ async fn serve(
         SecretString::default()
     });
     owner.close().await?;
+    broker.log.compare().await?;
 
     let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(server::serve(broker, rounds, listener, async move {
@@ -272,17 +302,21 @@ fn demo(dir: &Path) -> anyhow::Result<emulator::Demo> {
 
 fn logins(dir: &Path) -> anyhow::Result<Logins> {
     let path = dir.join("database.logins.json");
-    let file = match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text)
-            .with_context(|| format!("{} is damaged; delete it", path.display()))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let file = LoginsFile { app: password(), migrate: password(), ops: password() };
-            place::write(&path, &serde_json::to_vec(&file)?, 0o600)?;
-            file
-        }
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "{}".to_owned(),
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
     };
-    Ok(Logins { app: file.app.into(), migrate: file.migrate.into(), ops: file.ops.into() })
+    let file: LoginsFile = serde_json::from_str(&text)
+        .with_context(|| format!("{} is damaged; delete it", path.display()))?;
+    place::write(&path, &serde_json::to_vec(&file)?, 0o600)?;
+    Ok(Logins {
+        app: file.app.into(),
+        migrate: file.migrate.into(),
+        ops: file.ops.into(),
+        sequencer: file.sequencer.into(),
+        retention: file.retention.into(),
+    })
 }
 
 fn password() -> String {
@@ -303,7 +337,7 @@ fn write_config(
     let settings = format!(
         "# Written at each start of `brokerd dev`.\norigin = \"{origin}\"\nlisten = \"{listen}\"\ninstance_key = \"instance.pem\"\n\n\
          [aws]\nregion = \"{}\"\n{PRINCIPALS}\n\
-         [home]\n{HOME}\n[limits]\n{WIDE_BUDGETS}\n\
+         [home]\n{HOME}\n[limits]\n{WIDE_BUDGETS}\n{LOG}\n\
          # Only `brokerd dev` accepts this table: the demo people's keys are files that any program can use.\n[dev]\nsoftware_keys = true\n",
         emulator::REGION
     );
@@ -319,13 +353,13 @@ fn write_config(
             place::write(&dir.join(name), text.as_bytes(), 0o600)?;
         }
     }
-    if !dir.join("instance.pem").exists() {
-        place::write(
-            &dir.join("instance.pem"),
-            Tokens::generate_key().expose_secret().as_bytes(),
-            0o600,
-        )?;
+    for name in ["instance.pem", "log.pem"] {
+        if !dir.join(name).exists() {
+            let key = Tokens::generate_key();
+            place::write(&dir.join(name), key.expose_secret().as_bytes(), 0o600)?;
+        }
     }
+    place::make_dir(&dir.join("../anchor"))?;
     Ok(())
 }
 
@@ -425,6 +459,14 @@ fn write_env(stack: &Stack, origin: &str, token: &SecretString) -> anyhow::Resul
         ("BROKER_TOKEN", token.expose_secret().to_owned()),
         ("BROKER_KEYS", keys.display().to_string()),
         ("BROKER_OPS_DATABASE_URL", stack.ops_url(DATABASE).expose_secret().to_owned()),
+        (
+            "BROKER_SEQUENCER_DATABASE_URL",
+            stack.sequencer_url(DATABASE).expose_secret().to_owned(),
+        ),
+        (
+            "BROKER_RETENTION_DATABASE_URL",
+            stack.retention_url(DATABASE).expose_secret().to_owned(),
+        ),
         ("BROKER_ADMIN_DATABASE_URL", stack.admin_url(DATABASE).expose_secret().to_owned()),
         ("AWS_ENDPOINT_URL", stack.emulator.endpoint()),
         ("AWS_REGION", emulator::REGION.to_owned()),

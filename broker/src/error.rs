@@ -10,6 +10,7 @@ use crate::aws::MintError;
 use crate::identity::TokenError;
 use crate::lease::{Budgeted, LeaseId, LeaseState};
 use crate::problem::{Extension, Kind, Problem};
+use crate::sequencer::LogError;
 use crate::statement::StatementError;
 use crate::store::Exceeded;
 use crate::verify::Rejection;
@@ -50,6 +51,12 @@ pub enum Error {
     Frozen(Option<LeaseId>),
     #[error("all sessions of the role of lease {id} were stopped; new ones begin at {}", rfc3339(*.until))]
     RoleCutOff { id: LeaseId, until: OffsetDateTime, wait: Duration },
+    #[error("lease {id} is approved, and destroys: it waits until a checkpoint that covers its approval is kept elsewhere ({why})")]
+    NotAnchored { id: LeaseId, why: String },
+    #[error("nothing is served: {0}")]
+    LogBehind(String),
+    #[error("nothing is served before the database is compared with the log's anchors: {0}")]
+    NotCompared(String),
     #[error("lease {0} was issued, once, and its credentials are not here any more")]
     AlreadyIssued(LeaseId),
     #[error("lease {0} is in use, and cannot be taken back")]
@@ -86,6 +93,9 @@ impl Error {
             Self::Ended { .. } | Self::StoppedMeanwhile(_) => Kind::Ended,
             Self::Frozen(_) => Kind::Frozen,
             Self::RoleCutOff { .. } => Kind::RoleCutOff,
+            Self::NotAnchored { .. } => Kind::NotAnchored,
+            Self::LogBehind(_) => Kind::LogBehind,
+            Self::NotCompared(_) => Kind::DatabaseUnavailable,
             Self::AlreadyIssued(_) | Self::InUse(_) => Kind::AlreadyIssued,
             Self::Mint { source: MintError::TooLarge { .. }, .. } => Kind::PolicyTooLarge,
             Self::Mint { source: MintError::Refused { .. } | MintError::Wrong { .. }, .. } => {
@@ -108,9 +118,10 @@ impl Error {
             | Self::AlreadyIssued(id)
             | Self::InUse(id)
             | Self::StoppedMeanwhile(id) => Some(*id),
-            Self::Ended { id, .. } | Self::Mint { id, .. } | Self::RoleCutOff { id, .. } => {
-                Some(*id)
-            }
+            Self::Ended { id, .. }
+            | Self::Mint { id, .. }
+            | Self::RoleCutOff { id, .. }
+            | Self::NotAnchored { id, .. } => Some(*id),
             _ => None,
         }
     }
@@ -136,6 +147,9 @@ impl Error {
             Self::InUse(_) => "Let it expire; what was handed out is good until then.".into(),
             Self::Frozen(_) => "Stop, and ask the sponsor or operations; nothing is issued until a person thaws it.".into(),
             Self::RoleCutOff { .. } => "Try again at `retry_at`: the lease stays as it is, AWS would refuse what begins before.".into(),
+            Self::NotAnchored { id, .. } => format!("Ask again in a few seconds: `broker exec --lease {id} -- COMMAND`; nothing has to be signed again. If it stays so, operations see to the log's anchors."),
+            Self::NotCompared(_) => "Try again in a minute; no credentials left the broker.".into(),
+            Self::LogBehind(_) => "Tell operations: the database was restored, or is not the newest; `brokerd recover` says what is missing. No other credential on this machine is meant for this.".into(),
             Self::StoppedMeanwhile(_) => "Ask the sponsor why it was stopped.".into(),
             Self::Mint { source: MintError::TooLarge { .. }, .. } => "Ask for a new lease on fewer actions and ARNs, or on shorter ones: half of them, if nothing else says how many. Tags count too: agent, sponsor, scope and task.".into(),
             Self::Mint { signed: true, .. } => "A signed lease mints once: ask for a new lease, and have it signed.".into(),
@@ -224,6 +238,9 @@ impl IntoResponse for Error {
             Kind::Unauthenticated => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
+            Kind::NotAnchored => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+            }
             Kind::CloudUnavailable | Kind::DatabaseUnavailable => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
             }
@@ -271,6 +288,16 @@ impl From<PathRejection> for Error {
 impl From<QueryRejection> for Error {
     fn from(rejection: QueryRejection) -> Self {
         Self::Invalid(rejection.body_text())
+    }
+}
+
+impl From<LogError> for Error {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Database(error) => Self::Database(error),
+            LogError::Behind(why) => Self::LogBehind(why),
+            other => Self::Internal(other.to_string()),
+        }
     }
 }
 

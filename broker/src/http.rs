@@ -47,13 +47,17 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/statements/{id}", get(act))
         .route("/tasks/{id}/end", post(end_task))
         .route("/leases/{id}/approval", get(approval))
+        .route("/audit/events", get(audit_events))
+        .route("/audit/events/{id}/proof", get(audit_proof))
+        .route("/audit/checkpoint", get(audit_checkpoint))
+        .route("/audit/tile/{*path}", get(audit_tile))
         .route("/login/nonce", post(login_nonce))
         .route("/login", post(login))
         .route("/scopes", get(scopes))
         .route("/explain", post(explain))
         .route("/whoami", get(whoami));
     Router::new()
-        .nest("/v1", v1)
+        .nest("/v1", v1.layer(middleware::from_fn_with_state(broker.clone(), refuse_when_behind)))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/openapi.json", get(openapi))
@@ -75,6 +79,14 @@ async fn guard_answers(request: Request, next: Next) -> Response {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// A database that is behind its log was restored: what it says of leases, keys and freezes is of before.
+async fn refuse_when_behind(State(broker): Server, request: Request, next: Next) -> Response {
+    match broker.log.gate() {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
 }
 
 #[derive(OpenApi)]
@@ -101,6 +113,10 @@ async fn guard_answers(request: Request, next: Next) -> Response {
         sign_act,
         end_task,
         approval,
+        audit_events,
+        audit_proof,
+        audit_checkpoint,
+        audit_tile,
         login_nonce,
         login,
         scopes,
@@ -349,6 +365,64 @@ async fn approval(
     Ok(([(header::CONTENT_TYPE, "application/json")], file).into_response())
 }
 
+/// A part of the log's export, a JSON object a line; the first without parameters. For people who may read everything.
+#[utoipa::path(get, path = "/v1/audit/events", params(ExportQuery), responses((status = 200, content_type = "application/x-ndjson", body = String,
+    description = "`docs/log.md` has the lines", headers(("Link" = String, description = "`rel=\"next\"`: the part that follows, as long as there is one")))))]
+async fn audit_events(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Query(query): Query<ExportQuery>,
+) -> Result<Response> {
+    let page = broker.export_page(&caller, query.from.zip(query.size)).await?;
+    let mut response = ([(header::CONTENT_TYPE, "application/x-ndjson")], page.lines).into_response();
+    if let Some((from, size)) = page.next {
+        let link = format!("</v1/audit/events?from={from}&size={size}>; rel=\"next\"");
+        let link = HeaderValue::from_str(&link).map_err(|it| Error::Internal(it.to_string()))?;
+        response.headers_mut().insert(header::LINK, link);
+    }
+    Ok(response)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+struct ExportQuery {
+    /// The index to go on from.
+    from: Option<u64>,
+    /// How many entries the log had when the export began.
+    size: Option<u64>,
+}
+
+/// Proof that an event is in the log: C2SP tlog-proof, with the event as its extra data. For people who may read everything.
+#[utoipa::path(get, path = "/v1/audit/events/{id}/proof", params(("id" = String, Path)), responses((status = 200, content_type = "text/plain", body = String),
+    (status = 404, description = "No such event; or none that has its place in the log yet, or whose month is still here")))]
+async fn audit_proof(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Path(id): Path<Uuid>,
+) -> Result<String> {
+    broker.proof(&caller, id).await
+}
+
+/// The newest checkpoint (C2SP tlog-checkpoint). For people who may read everything.
+#[utoipa::path(get, path = "/v1/audit/checkpoint", responses((status = 200, content_type = "text/plain", body = String)))]
+async fn audit_checkpoint(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+) -> Result<String> {
+    broker.checkpoint(&caller).await
+}
+
+/// A tile, `LEVEL/INDEX[.p/WIDTH]`, or a bundle of entries, `entries/INDEX[.p/WIDTH]` (C2SP tlog-tiles). For people who may read
+/// everything.
+#[utoipa::path(get, path = "/v1/audit/tile/{path}", params(("path" = String, Path)), responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>)))]
+async fn audit_tile(
+    State(broker): Server,
+    Authenticated(caller): Authenticated,
+    Path(path): Path<String>,
+) -> Result<Vec<u8>> {
+    broker.tile(&caller, &path).await
+}
+
 /// A nonce to sign for a login.
 #[utoipa::path(post, path = "/v1/login/nonce", responses((status = 200, body = wire::LoginNonce)))]
 async fn login_nonce(State(broker): Server) -> Json<wire::LoginNonce> {
@@ -399,6 +473,9 @@ async fn healthz() -> &'static str {
 /// The database answers, with the schema that this program was built for.
 #[utoipa::path(get, path = "/readyz", responses((status = 200), (status = 503)))]
 async fn readyz(State(broker): Server) -> Response {
+    if let Err(error) = broker.log.gate() {
+        return error.into_response();
+    }
     match store::ready(&broker.pool).await {
         Ok(true) => "ready\n".into_response(),
         Ok(false) => (

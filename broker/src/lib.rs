@@ -27,6 +27,8 @@ pub mod verify;
 
 pub mod approval;
 
+pub mod log;
+
 #[cfg(feature = "server")]
 pub mod attestation;
 
@@ -67,12 +69,20 @@ pub mod identity;
 pub mod server;
 
 #[cfg(feature = "server")]
+pub mod anchor;
+#[cfg(feature = "server")]
 pub mod audit;
 #[cfg(feature = "server")]
 pub mod aws;
 #[cfg(feature = "server")]
+pub mod export;
+#[cfg(feature = "server")]
+pub mod sequencer;
+#[cfg(feature = "server")]
 pub mod store;
 
+#[cfg(feature = "server")]
+pub mod auditing;
 #[cfg(feature = "server")]
 pub mod people;
 

@@ -11,7 +11,9 @@ use broker::aws::{Access, AwsOptions};
 use broker::clock::Clock;
 use broker::config::Config;
 use broker::doctor::{self, Severity};
-use broker::{check, dev, people, server, store};
+use broker::sequencer::LogError;
+use broker::server::Databases;
+use broker::{auditing, check, dev, people, server, store};
 use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +40,9 @@ enum Command {
         /// The server's database, as role `broker_app`
         #[arg(long, env = "BROKER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
         database_url: String,
+        /// The same database, as role `broker_sequencer`: it signs the log
+        #[arg(long, env = "BROKER_SEQUENCER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+        sequencer_database_url: String,
         /// Serve, whatever the doctor finds
         #[arg(long)]
         despite_findings: bool,
@@ -84,6 +89,13 @@ enum Command {
         database_url: String,
         #[command(subcommand)]
         command: people::Command,
+    },
+    /// Verify, export and keep the log over the events
+    Audit {
+        #[arg(long, env = "BROKER_CONFIG", default_value = "/etc/broker", value_name = "DIR", global = true)]
+        config: PathBuf,
+        #[command(subcommand)]
+        command: auditing::Command,
     },
     /// Check the configuration, and print the scopes with their computed tiers
     #[command(
@@ -182,8 +194,9 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve { config, database_url, despite_findings } => {
-            Box::pin(serve(config, &database_url, despite_findings)).await?;
+        Command::Serve { config, database_url, sequencer_database_url, despite_findings } => {
+            let databases = Databases { app: &database_url, sequencer: &sequencer_database_url };
+            Box::pin(serve(config, databases, despite_findings)).await?;
         }
         Command::Doctor { config, database_url, output } => {
             let config = Config::load(&config)?;
@@ -207,12 +220,28 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             let _ = std::io::stdout().write_all(outcome.data.as_bytes());
             say!("{}", outcome.words.trim_end());
         }
+        Command::Audit { config, command } => {
+            let config = Config::load(&config)?;
+            let clock = Clock::default();
+            let run = auditing::run(&command, &config, &clock, |words| {
+                say!("{words}");
+            });
+            return Ok(match Box::pin(run).await? {
+                auditing::Outcome::Done => ExitCode::SUCCESS,
+                auditing::Outcome::Incomplete => ExitCode::from(INCOMPLETE),
+                auditing::Outcome::NotValid => ExitCode::from(NOT_VALID),
+            });
+        }
         Command::Check { config, what } => return check(&Config::load(&config)?, &what),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(dir: PathBuf, database_url: &str, despite_findings: bool) -> anyhow::Result<()> {
+async fn serve(
+    dir: PathBuf,
+    databases: Databases<'_>,
+    despite_findings: bool,
+) -> anyhow::Result<()> {
     let config = Config::load(&dir)?;
     anyhow::ensure!(
         config.settings.dev.is_none(),
@@ -222,7 +251,7 @@ async fn serve(dir: PathBuf, database_url: &str, despite_findings: bool) -> anyh
     let listen = config.settings.listen;
     let stopped = stopped()?;
     let mut rounds = server::rounds(&config, AwsOptions::default());
-    let composed = server::compose(config, database_url, AwsOptions::default(), Clock::default());
+    let composed = server::compose(config, databases, AwsOptions::default(), Clock::default());
     let broker = Box::pin(composed).await?;
     let findings = rounds.go(&broker).await;
     let critical = findings.iter().filter(|it| it.severity == Severity::Critical).count();
@@ -233,12 +262,20 @@ async fn serve(dir: PathBuf, database_url: &str, despite_findings: bool) -> anyh
             "not serving: the doctor found {critical} critical things, which are logged above; `brokerd doctor` says them again with what to do, `brokerd serve --despite-findings` serves all the same"
         );
     }
+    // That the database or the anchors are away is no reason to end: nothing is served until they are there.
+    if let Err(error @ LogError::Behind(_)) = broker.log.compare().await {
+        anyhow::bail!("not serving: {error}");
+    }
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     tracing::info!(%listen, "serving");
     server::serve(broker, rounds, listener, stopped).await
 }
 
+/// `brokerd audit verify`: what is there is good, something is not there.
+const INCOMPLETE: u8 = 3;
+/// Something in the log is not what was signed.
+const NOT_VALID: u8 = 4;
 /// `brokerd doctor` found something critical or high.
 const GRAVE: u8 = 3;
 /// It found something less.

@@ -19,11 +19,13 @@ pub enum Kind {
     Ended,
     Frozen,
     RoleCutOff,
+    NotAnchored,
     AlreadyIssued,
     PolicyTooLarge,
     CloudRefused,
     CloudUnavailable,
     DatabaseUnavailable,
+    LogBehind,
     OverBudget,
     Internal,
 }
@@ -44,11 +46,13 @@ impl Kind {
         Self::Ended,
         Self::Frozen,
         Self::RoleCutOff,
+        Self::NotAnchored,
         Self::AlreadyIssued,
         Self::PolicyTooLarge,
         Self::CloudRefused,
         Self::CloudUnavailable,
         Self::DatabaseUnavailable,
+        Self::LogBehind,
         Self::OverBudget,
         Self::Internal,
     ];
@@ -83,6 +87,9 @@ impl Kind {
             Self::RoleCutOff => {
                 ("/problems/role-cut-off", 409, "The role's sessions were just stopped", 9)
             }
+            Self::NotAnchored => {
+                ("/problems/not-anchored", 409, "The approval is not anchored yet", 9)
+            }
             Self::AlreadyIssued => {
                 ("/problems/already-issued", 409, "Issued already, and only once", 6)
             }
@@ -96,6 +103,7 @@ impl Kind {
             Self::DatabaseUnavailable => {
                 ("/problems/database-unavailable", 503, "The database is away", 9)
             }
+            Self::LogBehind => ("/problems/log-behind", 503, "The database is behind its log", 9),
             Self::OverBudget => ("/problems/over-budget", 429, "Over budget", 9),
             Self::Internal => ("/problems/internal", 500, "Internal error", 1),
         }

@@ -14,30 +14,42 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::doctor::rounds::Rounds;
 use crate::identity::Tokens;
+use crate::sequencer::Sequencer;
 use crate::{http, store};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const STOP_EVERY: Duration = Duration::from_secs(1);
+const SEQUENCE_EVERY: Duration = Duration::from_millis(100);
 const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
 /// How long requests under way may take to end when we are told to stop, beyond a call to STS.
 const GRACE: Duration = Duration::from_secs(3);
 /// After a failure in the background, before the next try.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// The server's two logins to its database.
+#[derive(Clone, Copy, Debug)]
+pub struct Databases<'a> {
+    /// `broker_app`.
+    pub app: &'a str,
+    /// `broker_sequencer`.
+    pub sequencer: &'a str,
+}
+
 /// Composes a broker. Nothing is connected yet.
 pub async fn compose(
     config: Config,
-    database_url: &str,
+    databases: Databases<'_>,
     aws: AwsOptions,
     clock: Clock,
 ) -> anyhow::Result<Arc<Broker>> {
-    let pool = store::pool(database_url).context("BROKER_DATABASE_URL is not a PostgreSQL URL")?;
+    let pool = store::pool(databases.app).context("BROKER_DATABASE_URL is not a PostgreSQL URL")?;
     let settings = &config.settings;
     let tokens = Tokens::load(&settings.instance_key, &settings.origin)?;
     let access = Access::new(settings.aws.clone(), aws);
     let sts = Sts::new(&access, clock.clone()).await;
+    let log = Sequencer::new(&config, databases.sequencer, &access, clock.clone())?;
     let cloud = Cloud { sts, revoker: Revoker::new(access) };
-    Ok(Arc::new(Broker::new(config, pool, cloud, tokens, clock)))
+    Ok(Arc::new(Broker::new(config, pool, cloud, tokens, log, clock)))
 }
 
 /// What the doctor looks with, as `compose` has it.
@@ -52,11 +64,14 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
+    broker.log.hold_back("it is being asked".to_owned());
     let background = [
         tokio::spawn(sweep_for_ever(broker.clone())),
         tokio::spawn(watch_for_ever(broker.clone())),
         tokio::spawn(make_partitions_for_ever(broker.clone())),
         tokio::spawn(stop_for_ever(broker.clone())),
+        tokio::spawn(sequence_for_ever(broker.clone())),
+        tokio::spawn(anchor_for_ever(broker.clone())),
         tokio::spawn(make_rounds_for_ever(broker.clone(), rounds)),
     ];
     let grace = broker.config.settings.aws.call_timeout.std() + GRACE;
@@ -80,6 +95,7 @@ pub async fn serve(
         task.abort();
     }
     broker.pool.close().await;
+    broker.log.pool.close().await;
     served.context("serving failed")
 }
 
@@ -102,6 +118,44 @@ async fn stop_for_ever(broker: Arc<Broker>) {
             Err(error) => tracing::warn!(?error, "stopping sessions failed"),
         }
         let _ = tokio::time::timeout(STOP_EVERY, broker.something_to_stop()).await;
+    }
+}
+
+async fn sequence_for_ever(broker: Arc<Broker>) {
+    while let Err(error) = broker.log.compare().await {
+        tracing::warn!(%error, "nothing is served before the database is compared with the log's anchors");
+        broker.log.hold_back(error.to_string());
+        tokio::time::sleep(PAUSE).await;
+    }
+    let mut before = None;
+    loop {
+        match broker.log.tick().await {
+            Ok(0) => before = None,
+            // There may be more.
+            Ok(_) => continue,
+            Err(error) => {
+                let error = error.to_string();
+                if before.as_ref() != Some(&error) {
+                    tracing::warn!(error, "events get no place in the log");
+                }
+                before = Some(error);
+            }
+        }
+        tokio::time::sleep(SEQUENCE_EVERY).await;
+    }
+}
+
+async fn anchor_for_ever(broker: Arc<Broker>) {
+    let every = broker.config.settings.log.anchor_every.std();
+    loop {
+        // What somebody waits for has to be under a checkpoint first.
+        if let Err(error) = broker.log.tick().await {
+            tracing::warn!(%error, "events get no place in the log");
+        }
+        if let Err(error) = broker.log.anchor().await {
+            tracing::warn!(%error, "the log is not anchored");
+        }
+        let _ = tokio::time::timeout(every, broker.log.somebody_waits()).await;
     }
 }
 

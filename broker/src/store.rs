@@ -4,6 +4,7 @@
 //! locks the lease first.
 
 mod budget;
+pub mod log;
 mod look;
 mod request;
 
@@ -33,7 +34,7 @@ pub use self::act::{
 pub use self::approval::{approval, enrolment};
 pub use self::budget::{Admission, Exceeded, Used, admission, tell_exceeded, usage};
 pub use self::claim::{
-    Approval, Claimable, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
+    Approval, Claimable, Granted, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
 };
 pub use self::look::{CATALOG, look, newest_migration};
 pub use self::people::{Enrolled, admin, bootstrap_is_over, enrol, everybody, running_task};
@@ -76,6 +77,9 @@ pub struct Warrant {
     lease_id: LeaseId,
     session: NewSession,
     assume_role: AssumeRole,
+    /// Of the bytes that were signed, in hex.
+    statement_sha256: Option<String>,
+    tier: Option<&'static str>,
     region: String,
 }
 
@@ -122,13 +126,17 @@ impl NewSession {
 
 /// Opens the server's pool. Connects lazily: the database may come later than we do.
 pub fn pool(url: &str) -> Result<PgPool> {
+    pool_of(url, 32)
+}
+
+fn pool_of(url: &str, connections: u32) -> Result<PgPool> {
     let options = PgConnectOptions::from_str(url)?.application_name("brokerd").options([
         ("statement_timeout", STATEMENT_TIMEOUT),
         ("timezone", "UTC"),
         ("synchronous_commit", "on"),
     ]);
     Ok(PgPoolOptions::new()
-        .max_connections(32)
+        .max_connections(connections)
         .acquire_timeout(POOL_WAIT)
         // A ping before every use would be a round trip on the lease path.
         .test_before_acquire(false)

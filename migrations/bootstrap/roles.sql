@@ -1,5 +1,5 @@
 -- The cluster's roles. Run once by whoever administers PostgreSQL (`psql -f`), before `brokerd migrate`;
--- running it again changes nothing. Then give the three logins a password (or another way to authenticate) and
+-- running it again changes nothing. Then give the five logins a password (or another way to authenticate) and
 -- create the database:  create database broker owner broker_owner;
 do $$
 begin
@@ -14,6 +14,14 @@ begin
     -- The server.
     if not exists (select from pg_roles where rolname = 'broker_app') then
         create role broker_app login;
+    end if;
+    -- Gives events their place in the log, and signs it: the server's too, but a login of its own.
+    if not exists (select from pg_roles where rolname = 'broker_sequencer') then
+        create role broker_sequencer login;
+    end if;
+    -- Drops months of events that were exported.
+    if not exists (select from pg_roles where rolname = 'broker_retention') then
+        create role broker_retention login;
     end if;
     -- People who review: sees views, changes nothing.
     if not exists (select from pg_roles where rolname = 'broker_ops') then

@@ -1006,6 +1006,7 @@ async fn serve_refuses_critical_findings_unless_it_is_told_otherwise() {
     let config = site.dir.path().display().to_string();
     let environment: BTreeMap<String, String> = [
         ("BROKER_DATABASE_URL", database.app_url.as_str()),
+        ("BROKER_SEQUENCER_DATABASE_URL", database.sequencer_url.as_str()),
         ("AWS_ENDPOINT_URL", &stack::shared().endpoint),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))

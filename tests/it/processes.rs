@@ -45,8 +45,22 @@ struct Site {
     root: TempDir,
 }
 
+/// A database as the server's logins and as its owner.
+struct Urls {
+    app: String,
+    sequencer: String,
+    admin: String,
+}
+
+impl Urls {
+    fn of(it: &Database) -> Self {
+        let (app, sequencer) = (it.app_url.clone(), it.sequencer_url.clone());
+        Self { app, sequencer, admin: it.admin_url.clone() }
+    }
+}
+
 impl Site {
-    async fn new(app_url: &str, admin_url: &str, aws: &str, limits: &str) -> Self {
+    async fn new(urls: &Urls, aws: &str, limits: &str) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
         let config_dir = root.path().join("config");
         let clock = Clock::default();
@@ -69,7 +83,7 @@ impl Site {
                 Ok(())
             })
         });
-        let owner = as_owner.connect_lazy(admin_url).expect("a URL");
+        let owner = as_owner.connect_lazy(&urls.admin).expect("a URL");
         let now = clock.now();
         let bob = insert_person(&owner, "bob", &["production-signers"], false, now).await;
         insert_person(&owner, "alice", &["production-signers"], false, now).await;
@@ -79,7 +93,8 @@ impl Site {
         insert_task(&owner, grant, now).await;
 
         let environment = [
-            ("BROKER_DATABASE_URL", app_url),
+            ("BROKER_DATABASE_URL", &*urls.app),
+            ("BROKER_SEQUENCER_DATABASE_URL", &urls.sequencer),
             ("AWS_ACCESS_KEY_ID", "AKIAFAKEFAKEFAKEFAKE"),
             ("AWS_SECRET_ACCESS_KEY", "fake"),
             ("AWS_ENDPOINT_URL", &sts.endpoint),
@@ -112,6 +127,7 @@ impl Site {
             "broker.toml",
             "scopes.toml",
             "instance.pem",
+            "log.pem",
             "aws.credentials",
             "policies/agents.cedar",
             "policies/people.cedar",
@@ -277,7 +293,7 @@ fn credentials(lease: &str) -> String {
 
 async fn site(aws: &str, limits: &str) -> (Database, Site) {
     let database = Database::new().await;
-    let site = Site::new(&database.app_url, &database.admin_url, aws, limits).await;
+    let site = Site::new(&Urls::of(&database), aws, limits).await;
     (database, site)
 }
 
@@ -479,7 +495,7 @@ impl OwnPostgres {
         let url = postgres.superuser_url("postgres");
         let mut superuser = PgConnection::connect(url.expose_secret()).await.expect("it answers");
         let logins =
-            "alter role broker_app password 'test'; alter role broker_migrate password 'test'";
+            "alter role broker_app password 'test'; alter role broker_migrate password 'test'; alter role broker_sequencer password 'test'";
         for sql in [store::ROLES, logins, "create database broker owner broker_owner"] {
             sqlx::raw_sql(sql).execute(&mut superuser).await.expect(sql);
         }
@@ -491,6 +507,12 @@ impl OwnPostgres {
 
     fn url(&self, role: &str) -> String {
         self.postgres.url(role, &SecretString::from("test"), "broker").expose_secret().to_owned()
+    }
+
+    fn urls(&self) -> Urls {
+        let [app, sequencer, admin] =
+            ["broker_app", "broker_sequencer", "broker_migrate"].map(|it| self.url(it));
+        Urls { app, sequencer, admin }
     }
 
     async fn stop(self) -> Stopped {
@@ -517,7 +539,7 @@ impl Stopped {
 async fn while_the_database_is_away_every_route_says_so_soon_and_aws_is_not_asked() {
     let own = OwnPostgres::start().await;
     tokio::task::spawn_blocking(stack::shared).await.expect("the stack starts");
-    let site = Site::new(&own.url("broker_app"), &own.url("broker_migrate"), "", "").await;
+    let site = Site::new(&own.urls(), "", "").await;
     let node = site.first().await;
     let (signed, unsigned) = (node.signed_lease().await, node.staging_lease().await);
     let pending = node.pending_lease().await;
@@ -592,7 +614,7 @@ async fn when_the_database_dies_between_claim_and_outcome_nobody_gets_what_was_m
     let own = OwnPostgres::start().await;
     tokio::task::spawn_blocking(stack::shared).await.expect("the stack starts");
     let (aws, limits) = ("call_timeout = \"2s\"", "settle_within = \"6s\"");
-    let site = Site::new(&own.url("broker_app"), &own.url("broker_migrate"), aws, limits).await;
+    let site = Site::new(&own.urls(), aws, limits).await;
     let node = site.first().await;
     let (signed, unsigned) = (node.signed_lease().await, node.staging_lease().await);
     site.sts.hold().await;
@@ -629,7 +651,7 @@ async fn when_the_database_dies_between_claim_and_outcome_nobody_gets_what_was_m
 async fn a_server_that_starts_before_its_database_becomes_ready_with_it() {
     let own = OwnPostgres::start().await;
     tokio::task::spawn_blocking(stack::shared).await.expect("the stack starts");
-    let site = Site::new(&own.url("broker_app"), &own.url("broker_migrate"), "", "").await;
+    let site = Site::new(&own.urls(), "", "").await;
     let stopped = own.stop().await;
     let log = site.root.path().join("early.log");
     let config = site.config_dir.display().to_string();

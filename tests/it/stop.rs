@@ -525,11 +525,14 @@ async fn a_server_that_dies_in_the_middle_is_followed_by_one_that_finishes() {
 async fn serve(stage: &Stage, dir: &Path, endpoint: &str) -> (Server, u16) {
     let port = free_port().await;
     let config = dir.join(port.to_string());
-    std::fs::create_dir_all(config.join("policies")).expect("a directory");
+    for name in ["policies", "anchor"] {
+        std::fs::create_dir_all(config.join(name)).expect("a directory");
+    }
     for name in [
         "broker.toml",
         "scopes.toml",
         "instance.pem",
+        "log.pem",
         "aws.credentials",
         "policies/agents.cedar",
         "policies/people.cedar",
@@ -540,6 +543,7 @@ async fn serve(stage: &Stage, dir: &Path, endpoint: &str) -> (Server, u16) {
     }
     let environment = [
         ("BROKER_DATABASE_URL", stage.broker.database.app_url.as_str()),
+        ("BROKER_SEQUENCER_DATABASE_URL", stage.broker.database.sequencer_url.as_str()),
         ("AWS_ENDPOINT_URL", endpoint),
     ];
     let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();

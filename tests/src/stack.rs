@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use broker::aws::AwsOptions;
 use broker::dev::place::Place;
 use broker::dev::{Options, Stack};
+use broker::server::Databases;
 use secrecy::ExposeSecret;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgPool};
@@ -22,8 +23,9 @@ pub struct Shared {
     /// Of the account's administrator.
     pub admin_key: (String, String),
     superuser_url: String,
-    /// URLs of the template database, as `broker_app`, `broker_migrate` and `broker_ops`.
-    urls: [String; 3],
+    /// URLs of the template database, as `broker_app`, `broker_migrate`, `broker_ops`, `broker_sequencer` and
+    /// `broker_retention`.
+    urls: [String; 5],
     /// Databases that no test needs any more.
     done: mpsc::Sender<String>,
 }
@@ -68,8 +70,14 @@ async fn keep(started: &mpsc::Sender<Shared>) {
             admin.secret_access_key.expose_secret().to_owned(),
         ),
         superuser_url: superuser_url.clone(),
-        urls: [stack.app_url(TEMPLATE), stack.admin_url(TEMPLATE), stack.ops_url(TEMPLATE)]
-            .map(text),
+        urls: [
+            stack.app_url(TEMPLATE),
+            stack.admin_url(TEMPLATE),
+            stack.ops_url(TEMPLATE),
+            stack.sequencer_url(TEMPLATE),
+            stack.retention_url(TEMPLATE),
+        ]
+        .map(text),
         done,
     };
     started.send(shared).unwrap_or_else(|_| panic!("somebody waits for the stack"));
@@ -165,6 +173,8 @@ pub struct Database {
     pub app_url: String,
     pub admin_url: String,
     pub ops_url: String,
+    pub sequencer_url: String,
+    pub retention_url: String,
     pub superuser_url: String,
     /// As the owner of everything: what an administrator's hand could do.
     pub owner: PgPool,
@@ -202,7 +212,8 @@ impl Database {
         let sql = format!("revoke temporary on database {name} from public");
         superuser(&shared.superuser_url, sql).await;
         let url = |template: &String| template.replace(TEMPLATE, &name);
-        let [app_url, admin_url, ops_url] = shared.urls.each_ref().map(url);
+        let [app_url, admin_url, ops_url, sequencer_url, retention_url] =
+             shared.urls.each_ref().map(url);
         let owner = PgPoolOptions::new()
             .max_connections(3)
             .after_connect(|connection, _| {
@@ -227,9 +238,16 @@ impl Database {
             app_url,
             admin_url,
             ops_url,
+            sequencer_url,
+            retention_url,
             superuser_url,
             owner,
         }
+    }
+
+    /// The server's logins.
+    pub fn logins(&self) -> Databases<'_> {
+        Databases { app: &self.app_url, sequencer: &self.sequencer_url }
     }
 
     /// The same database, for another replica.
@@ -240,6 +258,8 @@ impl Database {
             app_url: self.app_url.clone(),
             admin_url: self.admin_url.clone(),
             ops_url: self.ops_url.clone(),
+            sequencer_url: self.sequencer_url.clone(),
+            retention_url: self.retention_url.clone(),
             superuser_url: self.superuser_url.clone(),
             owner: self.owner.clone(),
             drop: self.drop.clone(),

@@ -14,11 +14,11 @@ use crate::aws::Minted;
 use crate::config::Span;
 use crate::error::{Error, Result};
 use crate::identity::Agent;
-use crate::lease::{self, LeaseId, LeaseState};
+use crate::lease::{self, LeaseId, LeaseState, Tier};
 use crate::narrow::{Holder, narrow};
 use crate::policy::{AgentFacts, Asked, Decision, PersonFacts, Ruling, Usage};
 use crate::statement::{AssumeRole, LeaseStatement, Meaning};
-use crate::store::{self, Approval, Claimable, Obstacle, Warrant};
+use crate::store::{self, Approval, Claimable, Granted, Obstacle, Warrant};
 use crate::verify::{self, Demand, Rejection, Signer, UnverifiedSignature};
 use crate::wire;
 
@@ -66,13 +66,22 @@ impl Broker {
                 resources: lease.resources.clone(),
                 window: claimable.window,
                 assume_role: claimable.assume_role.clone(),
+                statement_sha256: None,
             }
         };
         let groups = groups.ok_or(Error::TaskEnded)?;
         let by = self.check_rules(self.facts(agent, &groups), lease, &grant, now)?;
+        if lease.tier == Some(Tier::Destructive)
+            && let Err(why) = self.log.anchored(&self.pool, lease.id).await?
+        {
+            return Err(Error::NotAnchored { id: lease.id, why });
+        }
+        let granted = Granted {
+            assume_role: grant.assume_role,
+            statement_sha256: grant.statement_sha256,
+        };
         let claimed =
-            store::claim(&self.pool, &self.scribe, lease, grant.assume_role, &by, agent, now)
-                .await?;
+            store::claim(&self.pool, &self.scribe, lease, granted, &by, agent, now).await?;
         match claimed {
             Some(warrant) => Ok(warrant),
             None => Err(self.why_not_claimed(agent, lease.id, signed, now).await?),
@@ -231,6 +240,7 @@ impl Broker {
             resources: terms.resources,
             window: claimable.window,
             assume_role: terms.assume_role,
+            statement_sha256: Some(sealed.sha256()),
         })
     }
 
@@ -338,6 +348,8 @@ struct Grant {
     resources: Vec<String>,
     window: Duration,
     assume_role: AssumeRole,
+    /// Of the bytes that were signed, in hex.
+    statement_sha256: Option<String>,
 }
 
 /// What a lease's state alone says against a claim.

@@ -158,6 +158,11 @@ impl Broker {
         }
     }
 
+    /// Whether rules let the caller read everybody's history.
+    pub(super) async fn sees_all(&self, caller: &Caller) -> Result<bool> {
+        Ok(matches!(self.viewer(caller).await?, Sight::Person { all: true, .. }))
+    }
+
     pub(super) async fn lease_of(&self, agent: &Agent, id: LeaseId) -> Result<wire::Lease> {
         self.find_one(Viewer::Agent { name: &agent.name, sponsor: &agent.sponsor }, id).await
     }

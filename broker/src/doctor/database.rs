@@ -10,6 +10,10 @@ use super::surroundings::skew;
 use super::{Check, Found, Ground, Severity, found, unread};
 use crate::store;
 
+/// Whose rights have checks of their own.
+const OURS: [&str; 5] =
+    ["broker_app", "broker_ops", "broker_sequencer", "broker_retention", "public"];
+
 const MIGRATE: &str = "find out who changed it and when; then restore the object from the migrations, as broker_owner";
 
 pub(super) const CHECKS: &[Check] = &[
@@ -94,6 +98,14 @@ pub(super) const CHECKS: &[Check] = &[
         run: |ground| grants(ground, |grantee| grantee == "broker_ops"),
     },
     Check {
+        id: "grant-log",
+        severity: Severity::High,
+        wants: "broker_sequencer and broker_retention have no right beyond the migrations': they run the log's functions and read views",
+        gains: "who has one of these logins changes events, or leases",
+        fix: "revoke PRIVILEGE on OBJECT from ROLE",
+        run: |ground| grants(ground, |it| ["broker_sequencer", "broker_retention"].contains(&it)),
+    },
+    Check {
         id: "grant-public",
         severity: Severity::High,
         wants: "PUBLIC has no right: it makes nothing in schema public and no temporary tables",
@@ -107,7 +119,7 @@ pub(super) const CHECKS: &[Check] = &[
         wants: "no other role has a right in the broker's database",
         gains: "a login that nobody thinks of reads or changes the record",
         fix: "revoke PRIVILEGE on OBJECT from ROLE",
-        run: |ground| grants(ground, |it| !["broker_app", "broker_ops", "public"].contains(&it)),
+        run: |ground| grants(ground, |it| !OURS.contains(&it)),
     },
     Check {
         id: "grant-missing",

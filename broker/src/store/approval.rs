@@ -109,29 +109,9 @@ pub async fn enrolment(pool: &PgPool, fingerprint: &str, steps: i32) -> Result<V
 pub async fn approval(pool: &PgPool, id: LeaseId) -> Result<Option<Approval>> {
     let row = sqlx::query!(
         r#"
-        select l.state, l.tier as "tier!", l.approved_at, l.claim_by, l.claimed_at, l.issued_at, l.ends_at, l.ended_at,
-               l.end_reason, t.bytes,
-               coalesce((select jsonb_agg(jsonb_build_object(
-                            'person', g.person, 'decision', g.decision, 'signed_at', g.signed_at,
-                            'signature', g.signature, 'assurance', g.assurance, 'touched', g.touched, 'verified', g.verified,
-                            'key', jsonb_build_object(
-                                'public_key', k.public_key, 'fingerprint', k.fingerprint, 'assurance', k.assurance,
-                                'evidence', k.evidence, 'enrolled_at', k.enrolled_at, 'revoked_at', k.revoked_at,
-                                'enrolled_by', e.act)) order by g.signed_at, g.person)
-                           from signature g
-                           join person_key k on k.fingerprint = g.fingerprint
-                           left join lateral (
-                               select jsonb_build_object(
-                                          -- PostgreSQL breaks base64 into lines.
-                                          'statement', translate(encode(a.bytes, 'base64'), e'\n', ''), 'signature', x.signature,
-                                          'signer', x.person, 'public_key', y.public_key, 'signed_at', x.signed_at) as act
-                                 from act a
-                                 join act_signature x on x.act_id = a.id and x.decision = 'approve'
-                                 join person_key y on y.fingerprint = x.fingerprint
-                                where a.id = k.enrolled_by) e on true
-                          where g.lease_id = l.id), '[]') as "signatures!: Json<Vec<Row>>"
-          from lease l join statement t on t.lease_id = l.id
-         where l.id = $1
+        select state as "state!", tier as "tier!", approved_at, claim_by, claimed_at, issued_at, ends_at, ended_at, end_reason,
+               bytes as "bytes!", signatures as "signatures!: Json<Vec<Row>>"
+          from log_approvals where lease_id = $1
         "#,
         id.0
     )

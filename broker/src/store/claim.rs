@@ -10,7 +10,7 @@ use super::{Find, NewSession, Result, Viewer, Warrant, find, word};
 use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::aws::{MintError, Minted};
 use crate::identity::Agent;
-use crate::lease::LeaseId;
+use crate::lease::{LeaseId, Tier};
 use crate::statement::AssumeRole;
 use crate::verify::EnrolledKey;
 use crate::wire;
@@ -97,6 +97,14 @@ async fn approvals(pool: &PgPool, id: LeaseId) -> Result<Vec<Approval>> {
         .collect()
 }
 
+/// What a claim entitles to.
+#[derive(Debug)]
+pub struct Granted {
+    pub assume_role: AssumeRole,
+    /// Of the bytes that were signed, in hex.
+    pub statement_sha256: Option<String>,
+}
+
 /// Claims an approved lease for `agent`: one compare-and-swap. `None` when it may not be claimed, whatever the reason.
 ///
 /// It checks again that the task lives, that nothing is frozen, that AWS would not refuse it, and that as many active people with unrevoked keys
@@ -105,7 +113,7 @@ pub async fn claim(
     pool: &PgPool,
     scribe: &Scribe,
     lease: &wire::Lease,
-    assume_role: AssumeRole,
+    granted: Granted,
     decided_by: &[String],
     agent: &Agent,
     now: OffsetDateTime,
@@ -131,6 +139,7 @@ pub async fn claim(
                and not is_frozen(h.agent, h.sponsor, h.scope, h.environment)
                and not role_is_cut_off(h.role_arn, $4)
                and has_its_approvals(h.id, h.signatures_needed)
+               and (h.tier <> 'destructive' or is_anchored(h.id))
         ), claimed as (
             update lease l set claimed_at = coalesce(l.claimed_at, $4) from may where l.id = may.id
             returning l.id, l.signatures_needed > 0 as signed
@@ -152,7 +161,14 @@ pub async fn claim(
     .fetch_optional(pool)
     .await?;
     let region = lease.region.clone().unwrap_or_default();
-    Ok(row.map(|_| Warrant { lease_id: lease.id, session, assume_role, region }))
+    Ok(row.map(|_| Warrant {
+        lease_id: lease.id,
+        session,
+        assume_role: granted.assume_role,
+        statement_sha256: granted.statement_sha256,
+        tier: lease.tier.map(Tier::as_str),
+        region,
+    }))
 }
 
 /// Why a lease that its agent may see could not be claimed, beyond what its state says.
@@ -222,8 +238,10 @@ pub async fn settle(
             let detail = json!({ "access_key_id": minted.access_key_id, "session_name": warrant.session.name });
             let session_event =
                 scribe.body(EventType::SessionIssued, actor, subject, detail.clone(), now);
-            let lease_event =
-                scribe.body(EventType::LeaseIssued, actor, subject, detail.clone(), now);
+            let mut issued = detail.clone();
+            issued["tier"] = json!(warrant.tier);
+            issued["statement_sha256"] = json!(warrant.statement_sha256);
+            let lease_event = scribe.body(EventType::LeaseIssued, actor, subject, issued, now);
             let settled = sqlx::query!(
                 r#"
                 with locked as materialized (

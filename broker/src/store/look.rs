@@ -22,7 +22,7 @@ pub fn newest_migration() -> i64 {
 /// The lines. What belongs to another database of the cluster, or to its administrator, is not among them.
 const FACTS: &str = r"
 with ours as (select oid, rolname from pg_roles
-               where rolname in ('broker_owner', 'broker_migrate', 'broker_app', 'broker_ops')),
+               where rolname in ('broker_owner', 'broker_migrate', 'broker_app', 'broker_ops', 'broker_sequencer', 'broker_retention')),
      relation as (select c.* from pg_class c
                    where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S')),
      routine as (select p.*, p.proname || '(' || replace(oidvectortypes(p.proargtypes), ' ', '') || ')' as name

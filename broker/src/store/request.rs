@@ -196,7 +196,14 @@ pub async fn open(
         Admission::read(&row.verdict, row.budget, row.whose, row.allowed, row.retry_at, now)?;
     Ok(match admission {
         Admission::Open if row.written => Opened::New(claim.zip(terms).map(|(session, terms)| {
-            Warrant { lease_id: id, session, assume_role: terms.assume_role, region: terms.region }
+            Warrant {
+                lease_id: id,
+                session,
+                assume_role: terms.assume_role,
+                statement_sha256: None,
+                tier: Some(terms.tier),
+                region: terms.region,
+            }
         })),
         Admission::Open | Admission::Known => Opened::Known,
         Admission::TaskEnded => Opened::TaskEnded,

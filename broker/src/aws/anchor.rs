@@ -1,0 +1,114 @@
+//! Checkpoints in a bucket with Object Lock: what is put there, nobody removes before its time.
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
+use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectLockMode};
+use tokio::sync::OnceCell;
+
+use super::Access;
+use crate::anchor::AnchorError;
+use crate::clock::Clock;
+use crate::config::AnchorBucket;
+
+/// A checkpoint's note is a few hundred bytes; what is larger is not ours.
+const MAX_NOTE_BYTES: i64 = 16 * 1024;
+
+pub struct Bucket {
+    settings: AnchorBucket,
+    access: Access,
+    client: OnceCell<Client>,
+    clock: Clock,
+}
+
+impl Bucket {
+    pub fn new(settings: AnchorBucket, access: Access) -> Self {
+        Self { settings, access, client: OnceCell::new(), clock: Clock::default() }
+    }
+
+    async fn client(&self) -> &Client {
+        let made = self.client.get_or_init(|| async {
+            let config = self.access.load(&self.settings.principal, None).await;
+            let region = aws_sdk_s3::config::Region::new(self.settings.region.clone());
+            // Not by host name: a bucket's may have dots, and an endpoint of one's own has no names.
+            let config = aws_sdk_s3::config::Builder::from(&config).region(region);
+            Client::from_conf(config.force_path_style(true).build())
+        });
+        made.await
+    }
+
+    /// The last name at `from` or later, without the prefix, and what is in it.
+    pub async fn newest(&self, from: &str) -> Result<Option<(String, String)>, AnchorError> {
+        let (client, prefix) = (self.client().await, &self.settings.prefix);
+        let mut last = self.exists(from).await?.then(|| format!("{prefix}{from}"));
+        let mut after = format!("{prefix}{from}");
+        loop {
+            let page = client.list_objects_v2().bucket(&self.settings.bucket).prefix(prefix);
+            let page = page.start_after(&after).send().await.map_err(|it| away(&it))?;
+            let Some(key) = page.contents().last().and_then(|it| it.key()) else { break };
+            key.clone_into(&mut after);
+            last = Some(after.clone());
+            if page.is_truncated() != Some(true) {
+                break;
+            }
+        }
+        let Some(key) = last else { return Ok(None) };
+        let note = self.get(&key).await?;
+        Ok(Some((key[prefix.len()..].to_owned(), note)))
+    }
+
+    async fn exists(&self, name: &str) -> Result<bool, AnchorError> {
+        let key = format!("{}{name}", self.settings.prefix);
+        let head = self.client().await.head_object().bucket(&self.settings.bucket).key(key);
+        match head.send().await {
+            Ok(_) => Ok(true),
+            Err(error) if status(&error) == Some(404) => Ok(false),
+            Err(error) => Err(away(&error)),
+        }
+    }
+
+    async fn get(&self, key: &str) -> Result<String, AnchorError> {
+        let object = self.client().await.get_object().bucket(&self.settings.bucket).key(key);
+        let object = object.send().await.map_err(|it| away(&it))?;
+        let foreign = || AnchorError::Foreign(key.to_owned());
+        if object.content_length().is_none_or(|it| MAX_NOTE_BYTES < it) {
+            return Err(foreign());
+        }
+        let bytes = object.body.collect().await.map_err(|it| AnchorError::Aws(it.to_string()))?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| foreign())
+    }
+
+    /// Puts it there, locked, unless something is; and says what is there then.
+    pub async fn put(&self, name: &str, note: &str) -> Result<String, AnchorError> {
+        let key = format!("{}{name}", self.settings.prefix);
+        let until = self.clock.now() + self.settings.retain.0;
+        let put = self.client().await.put_object().bucket(&self.settings.bucket).key(&key);
+        let put = put
+            .body(ByteStream::from(note.as_bytes().to_vec()))
+            .content_type("text/plain; charset=utf-8")
+            .checksum_algorithm(ChecksumAlgorithm::Sha256)
+            .object_lock_mode(ObjectLockMode::Compliance)
+            .object_lock_retain_until_date(DateTime::from_secs(until.unix_timestamp()))
+            .if_none_match("*");
+        match put.send().await {
+            Ok(_) => Ok(note.to_owned()),
+            Err(error) if status(&error) == Some(412) => self.get(&key).await,
+            Err(error) => Err(away(&error)),
+        }
+    }
+}
+
+fn status<E>(error: &SdkError<E>) -> Option<u16> {
+    error.raw_response().map(|it| it.status().as_u16())
+}
+
+fn away<E: ProvideErrorMetadata>(error: &SdkError<E>) -> AnchorError {
+    AnchorError::Aws(match error {
+        SdkError::ServiceError(it) => {
+            let code = it.err().code().unwrap_or("an error without a code");
+            format!("S3 refused: {code}")
+        }
+        SdkError::TimeoutError(_) => "S3 did not answer in time".to_owned(),
+        _ => "S3 was not reached, or did not answer as it should".to_owned(),
+    })
+}

@@ -1,0 +1,88 @@
+//! One event's inclusion proof as a file (C2SP tlog-proof): checked with the log's key and nothing else.
+//!
+//! The event's body is the `extra` line, so that the file tells what it proves.
+
+use std::fmt::Write as _;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use tlog_tiles::{Error, HashReader, check_record, prove_record};
+
+use super::checkpoint::{NoteError, SignedCheckpoint};
+use super::tree::{Hash, leaf_hash};
+
+pub const HEADER: &str = "c2sp.org/tlog-proof@v1";
+
+/// A larger file is not ours: a body has at most 64 KiB, and a path one hash for each bit of the size.
+pub const MAX_FILE_BYTES: usize = 256 * 1024;
+
+/// An event, its place, and the hashes that lead from it to the checkpoint's root. Nobody has verified it yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proof {
+    pub body: Vec<u8>,
+    pub index: u64,
+    path: Vec<Hash>,
+    pub checkpoint: SignedCheckpoint,
+}
+
+/// Why a proof proves nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProofError {
+    #[error("it is not a proof (C2SP tlog-proof, with the event as its extra data)")]
+    Malformed,
+    #[error("the checkpoint does not count: {0}")]
+    Checkpoint(#[from] NoteError),
+    #[error("this event is not under that checkpoint")]
+    NotUnder,
+}
+
+impl Proof {
+    /// Proves the entry at `index` under a checkpoint; `hashes` are those of its tree.
+    pub fn new(
+        body: Vec<u8>,
+        index: u64,
+        checkpoint: SignedCheckpoint,
+        hashes: &impl HashReader,
+    ) -> Result<Self, Error> {
+        let path = prove_record(checkpoint.checkpoint.size, index, hashes)?;
+        Ok(Self { body, index, path, checkpoint })
+    }
+
+    /// The text of the file.
+    pub fn file(&self) -> String {
+        let mut file = format!("{HEADER}\nextra {}\nindex {}\n", STANDARD.encode(&self.body), self.index);
+        for hash in &self.path {
+            writeln!(file, "{hash}").expect("a string takes it");
+        }
+        file + "\n" + self.checkpoint.note()
+    }
+
+    pub fn parse(file: &str) -> Result<Self, ProofError> {
+        Self::read(file).filter(|it| it.file() == file).ok_or(ProofError::Malformed)
+    }
+
+    fn read(file: &str) -> Option<Self> {
+        if MAX_FILE_BYTES < file.len() {
+            return None;
+        }
+        let (head, note) = file.split_once("\n\n")?;
+        let mut lines = head.split('\n');
+        let header = lines.next()? == HEADER;
+        let body = STANDARD.decode(lines.next()?.strip_prefix("extra ")?).ok()?;
+        let index = lines.next()?.strip_prefix("index ")?.parse().ok()?;
+        let path = lines.map(Hash::parse_hash).collect::<Result<_, _>>().ok()?;
+        let checkpoint = SignedCheckpoint::parse(note).ok()?;
+        header.then_some(Self { body, index, path, checkpoint })
+    }
+
+    /// Whether the event is where the proof says, under a checkpoint that the holder of `key` signed.
+    pub fn verify(&self, key: &str) -> Result<(), ProofError> {
+        self.checkpoint.verify(key)?;
+        let tree = &self.checkpoint.checkpoint;
+        if tree.size <= self.index {
+            return Err(ProofError::NotUnder);
+        }
+        check_record(&self.path, tree.size, tree.root, self.index, leaf_hash(&self.body))
+            .map_err(|_| ProofError::NotUnder)
+    }
+}
