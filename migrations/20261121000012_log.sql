@@ -264,7 +264,7 @@ $$;
 -- Every entry of the log, in its order, with the event that it is of; the event's columns are null once its partition is dropped.
 create view log_entries as
     select l.index, l.leaf_hash, l.seq, l.recorded_at, l.event_id, e.type, e.occurred_at, e.actor, e.agent, e.sponsor, e.scope, e.lease_id,
-           e.session_id, e.body, e.id, e.doc = event_doc(e.body) as doc_is_body
+           e.session_id, e.body, e.id, e.doc = convert_from(e.body, 'UTF8')::jsonb as doc_is_body
       from log_leaf l left join event e on e.recorded_at = l.recorded_at and e.seq = l.seq;
 
 comment on view log_entries is 'The log, entry by entry: what a verifier reads.';

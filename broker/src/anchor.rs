@@ -47,7 +47,10 @@ impl Anchor {
     }
 
     /// The newest checkpoint that is kept there, if it is at `from` or later.
-    pub async fn newest(&self, from: Place) -> Result<Option<(i32, SignedCheckpoint)>, AnchorError> {
+    pub async fn newest(
+        &self,
+        from: Place,
+    ) -> Result<Option<(i32, SignedCheckpoint)>, AnchorError> {
         let found = match &self.kind {
             Kind::Bucket(bucket) => bucket.newest(&key(from)).await?,
             Kind::File(dir) => {

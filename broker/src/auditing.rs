@@ -49,7 +49,12 @@ pub enum Command {
     /// Hand the log over to another key; then start the servers with it
     Rotate {
         /// As login `broker_sequencer`
-        #[arg(long, env = "BROKER_SEQUENCER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+        #[arg(
+            long,
+            env = "BROKER_SEQUENCER_DATABASE_URL",
+            hide_env_values = true,
+            value_name = "URL"
+        )]
         database_url: String,
         /// The new key: `openssl genpkey -algorithm ed25519 -out FILE`
         #[arg(long, value_name = "FILE")]
@@ -58,7 +63,12 @@ pub enum Command {
     /// Write a month's events to a file, record that, and with --drop drop them from the database; the log's hashes stay
     Retire {
         /// As login `broker_retention`
-        #[arg(long, env = "BROKER_RETENTION_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+        #[arg(
+            long,
+            env = "BROKER_RETENTION_DATABASE_URL",
+            hide_env_values = true,
+            value_name = "URL"
+        )]
         database_url: String,
         /// Which month, UTC
         #[arg(long, value_name = "YYYY-MM", value_parser = parse_month)]
@@ -141,7 +151,9 @@ pub async fn run(
                     write_export(&pool, BufWriter::new(file), clock.now(), &mut say).await?;
                     say(&format!("next: `broker audit verify {}`, anywhere", path.display()));
                 }
-                None => write_export(&pool, std::io::stdout().lock(), clock.now(), &mut say).await?,
+                None => {
+                    write_export(&pool, std::io::stdout().lock(), clock.now(), &mut say).await?
+                }
             }
             Ok(Outcome::Done)
         }
@@ -156,7 +168,9 @@ pub async fn run(
             let head = log.rotate(&LogKey::load(to)?, clock.now()).await?;
             say(&format!(
                 "from entry {} on the log is signed by {}\nnext: set `key` in table [log] to {}, start every server again, and tell whoever verifies; the old key has nothing more to sign: remove it",
-                head.size, head.key, to.display()
+                head.size,
+                head.key,
+                to.display()
             ));
             Ok(Outcome::Done)
         }
@@ -165,7 +179,9 @@ pub async fn run(
             let scribe = Scribe { source: config.settings.origin.clone() };
             if *drop {
                 drop_month(&pool, &scribe, *month, file, clock.now()).await?;
-                say("dropped; the log's hashes are kept, so that proofs and checkpoints hold: keep the file");
+                say(
+                    "dropped; the log's hashes are kept, so that proofs and checkpoints hold: keep the file",
+                );
             } else {
                 let told = export_month(&pool, &scribe, *month, file, clock.now()).await?;
                 say(&told);
@@ -201,7 +217,9 @@ async fn ask_anchors(config: &Config, say: &mut impl FnMut(&str)) -> Vec<SignedC
     for settings in &config.settings.log.anchors {
         match Anchor::new(settings, &access).newest((0, 0)).await {
             Ok(found) => newest.extend(found.map(|(_, signed)| signed)),
-            Err(error) => say(&format!("warning: anchor {} did not answer: {error}", settings.name())),
+            Err(error) => {
+                say(&format!("warning: anchor {} did not answer: {error}", settings.name()))
+            }
         }
     }
     newest
@@ -231,7 +249,7 @@ fn scratch_file() -> anyhow::Result<File> {
     Ok(file)
 }
 
-async fn write_export(
+pub async fn write_export(
     pool: &PgPool,
     mut file: impl Write,
     now: OffsetDateTime,
@@ -299,8 +317,15 @@ async fn export_month(
     let sha256: [u8; 32] = hasher.finalize().into();
     let partition = partition_name(month);
     let detail = serde_json::json!({ "partition": partition, "events": events, "first_index": first, "last_index": after, "sha256": hex::encode(sha256) });
-    let event = scribe.body(EventType::LogPartitionExported, Actor::Operator, Subject::default(), detail, now);
-    let exported = store::log::Exported { month, events, first_index: first, last_index: after, sha256 };
+    let event = scribe.body(
+        EventType::LogPartitionExported,
+        Actor::Operator,
+        Subject::default(),
+        detail,
+        now,
+    );
+    let exported =
+        store::log::Exported { month, events, first_index: first, last_index: after, sha256 };
     store::log::tell_exported(pool, &exported, &event, now).await?;
     Ok(format!(
         "{events} events written to {}, sha256 {}\nnext: keep the file where it cannot be lost; when an anchored checkpoint covers this (a minute), the same with --drop",
@@ -327,7 +352,13 @@ async fn drop_month(
         path.display()
     );
     let detail = serde_json::json!({ "partition": partition_name(month) });
-    let event = scribe.body(EventType::LogPartitionDropped, Actor::Operator, Subject::default(), detail, now);
+    let event = scribe.body(
+        EventType::LogPartitionDropped,
+        Actor::Operator,
+        Subject::default(),
+        detail,
+        now,
+    );
     Ok(store::log::drop_month(pool, month, &event, now).await?)
 }
 

@@ -11,8 +11,8 @@ mod read;
 mod record;
 mod stop;
 
-pub use self::record::Page;
 pub(crate) use self::act::{nonce, whole_microseconds};
+pub use self::record::Page;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;

@@ -296,18 +296,24 @@ impl Log {
 
     /// What of AWS belongs to it: ARNs.
     fn own(&self) -> impl Iterator<Item = String> {
-        self.buckets().flat_map(|it| [it.principal.arn.clone(), format!("arn:aws:s3:::{}", it.bucket)])
+        self.buckets()
+            .flat_map(|it| [it.principal.arn.clone(), format!("arn:aws:s3:::{}", it.bucket)])
     }
 
     fn validate(&self, aws: &Aws) -> Result<(), String> {
         let plain = |it: char| it.is_ascii_alphanumeric() || "./:_-".contains(it);
         if self.origin.is_empty() || !self.origin.chars().all(plain) {
-            return Err(format!("log.origin = {:?}: write a name like `broker.example.com/log`", self.origin));
+            return Err(format!(
+                "log.origin = {:?}: write a name like `broker.example.com/log`",
+                self.origin
+            ));
         }
         for (index, anchor) in self.anchors.iter().enumerate() {
             let name = anchor.name();
             if name.is_empty() || self.anchors[..index].iter().any(|it| it.name() == name) {
-                return Err(format!("log.anchors: each has a name of its own, and {name:?} is none"));
+                return Err(format!(
+                    "log.anchors: each has a name of its own, and {name:?} is none"
+                ));
             }
         }
         for bucket in self.buckets() {

@@ -34,9 +34,9 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::identity::{Caller, Reader, TaskGrant, Tokens};
 use crate::lease::Decision;
+use crate::server::Databases;
 use crate::statement::Meaning;
 use crate::statement::act::{ADMINS, Evidence, NewPerson};
-use crate::server::Databases;
 use crate::{people, server, store, wire};
 
 const SCOPES: &str = include_str!("../../config/scopes.toml");
@@ -459,14 +459,8 @@ fn write_env(stack: &Stack, origin: &str, token: &SecretString) -> anyhow::Resul
         ("BROKER_TOKEN", token.expose_secret().to_owned()),
         ("BROKER_KEYS", keys.display().to_string()),
         ("BROKER_OPS_DATABASE_URL", stack.ops_url(DATABASE).expose_secret().to_owned()),
-        (
-            "BROKER_SEQUENCER_DATABASE_URL",
-            stack.sequencer_url(DATABASE).expose_secret().to_owned(),
-        ),
-        (
-            "BROKER_RETENTION_DATABASE_URL",
-            stack.retention_url(DATABASE).expose_secret().to_owned(),
-        ),
+        ("BROKER_SEQUENCER_DATABASE_URL", stack.sequencer_url(DATABASE).expose_secret().to_owned()),
+        ("BROKER_RETENTION_DATABASE_URL", stack.retention_url(DATABASE).expose_secret().to_owned()),
         ("BROKER_ADMIN_DATABASE_URL", stack.admin_url(DATABASE).expose_secret().to_owned()),
         ("AWS_ENDPOINT_URL", stack.emulator.endpoint()),
         ("AWS_REGION", emulator::REGION.to_owned()),

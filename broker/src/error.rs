@@ -51,7 +51,9 @@ pub enum Error {
     Frozen(Option<LeaseId>),
     #[error("all sessions of the role of lease {id} were stopped; new ones begin at {}", rfc3339(*.until))]
     RoleCutOff { id: LeaseId, until: OffsetDateTime, wait: Duration },
-    #[error("lease {id} is approved, and destroys: it waits until a checkpoint that covers its approval is kept elsewhere ({why})")]
+    #[error(
+        "lease {id} is approved, and destroys: it waits until a checkpoint that covers its approval is kept elsewhere ({why})"
+    )]
     NotAnchored { id: LeaseId, why: String },
     #[error("nothing is served: {0}")]
     LogBehind(String),

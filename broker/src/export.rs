@@ -27,11 +27,7 @@ pub async fn header(pool: &PgPool, now: OffsetDateTime) -> sqlx::Result<Option<S
 /// Entries from `from` on with everything that stands between them, and the index of the next page; none when it was the last.
 ///
 /// `size` is how many entries the log had when the export began.
-pub async fn page(
-    pool: &PgPool,
-    from: u64,
-    size: u64,
-) -> sqlx::Result<(String, Option<u64>)> {
+pub async fn page(pool: &PgPool, from: u64, size: u64) -> sqlx::Result<(String, Option<u64>)> {
     let limit = PAGE.min(i64::try_from(size.saturating_sub(from)).unwrap_or(PAGE));
     let rows = store::entries(pool, from, limit).await?;
     let to = rows.last().map_or(from, |it| u64::try_from(it.index).unwrap_or_default() + 1);

@@ -374,7 +374,8 @@ async fn audit_events(
     Query(query): Query<ExportQuery>,
 ) -> Result<Response> {
     let page = broker.export_page(&caller, query.from.zip(query.size)).await?;
-    let mut response = ([(header::CONTENT_TYPE, "application/x-ndjson")], page.lines).into_response();
+    let mut response =
+        ([(header::CONTENT_TYPE, "application/x-ndjson")], page.lines).into_response();
     if let Some((from, size)) = page.next {
         let link = format!("</v1/audit/events?from={from}&size={size}>; rel=\"next\"");
         let link = HeaderValue::from_str(&link).map_err(|it| Error::Internal(it.to_string()))?;

@@ -41,7 +41,12 @@ enum Command {
         #[arg(long, env = "BROKER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
         database_url: String,
         /// The same database, as role `broker_sequencer`: it signs the log
-        #[arg(long, env = "BROKER_SEQUENCER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+        #[arg(
+            long,
+            env = "BROKER_SEQUENCER_DATABASE_URL",
+            hide_env_values = true,
+            value_name = "URL"
+        )]
         sequencer_database_url: String,
         /// Serve, whatever the doctor finds
         #[arg(long)]
@@ -92,7 +97,13 @@ enum Command {
     },
     /// Verify, export and keep the log over the events
     Audit {
-        #[arg(long, env = "BROKER_CONFIG", default_value = "/etc/broker", value_name = "DIR", global = true)]
+        #[arg(
+            long,
+            env = "BROKER_CONFIG",
+            default_value = "/etc/broker",
+            value_name = "DIR",
+            global = true
+        )]
         config: PathBuf,
         #[command(subcommand)]
         command: auditing::Command,

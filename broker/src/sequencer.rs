@@ -42,7 +42,9 @@ pub enum LogError {
     NotBegun,
     #[error("the log in the database is {there:?}, and the configuration's is {ours:?}")]
     OtherLog { there: String, ours: String },
-    #[error("the log is signed by {there:?}, and our key is {ours:?}; `brokerd audit rotate` changes keys")]
+    #[error(
+        "the log is signed by {there:?}, and our key is {ours:?}; `brokerd audit rotate` changes keys"
+    )]
     OtherKey { there: String, ours: String },
     #[error("the newest checkpoint in the database does not count: {0}")]
     Checkpoint(#[from] NoteError),
@@ -283,17 +285,24 @@ impl Sequencer {
         if let Err(error) = signed.verify(&self.key.verifier_key(&there.origin)) {
             // Signed by a key of before: what is in the database too is good all the same.
             if ahead || !self.is_ours(epoch, &signed).await? {
-                let why = format!("the newest checkpoint there ({} entries) does not count: {error}", there.size);
+                let why = format!(
+                    "the newest checkpoint there ({} entries) does not count: {error}",
+                    there.size
+                );
                 return Ok(Err(why));
             }
         }
         if ahead {
-            let why = format!("{} has a checkpoint of {} entries, the database {}", it.anchor.name, there.size, head.size);
+            let why = format!(
+                "{} has a checkpoint of {} entries, the database {}",
+                it.anchor.name, there.size, head.size
+            );
             return Err(self.halt(why));
         }
         // Where the log was taken up again after a loss, what comes before has another story at its end.
         if epoch == head.epoch && self.root(there.size).await? != there.root {
-            let why = format!("{} has another story of the first {} entries", it.anchor.name, there.size);
+            let why =
+                format!("{} has another story of the first {} entries", it.anchor.name, there.size);
             return Err(self.halt(why));
         }
         *it.known.lock().unwrap_or_else(PoisonError::into_inner) = (epoch, there.size);
@@ -323,7 +332,11 @@ impl Sequencer {
         for it in &self.anchors {
             let outcome = self.anchor_one(it, &head, &signed).await?;
             if let Err(why) = &outcome {
-                tracing::warn!(anchor = it.anchor.name, why, "an anchor did not take the checkpoint");
+                tracing::warn!(
+                    anchor = it.anchor.name,
+                    why,
+                    "an anchor did not take the checkpoint"
+                );
             }
             taken += usize::from(outcome.is_ok());
             *it.error.lock().unwrap_or_else(PoisonError::into_inner) = outcome.err();
@@ -406,8 +419,13 @@ impl Sequencer {
         store::lock(&mut transaction).await?;
         let head = store::head(&mut *transaction).await?.ok_or(LogError::NotBegun)?;
         let detail = serde_json::json!({ "old": head.key, "new": new.verifier_key(&head.origin) });
-        let event =
-            self.scribe.body(EventType::LogRotated, Actor::Operator, Subject::default(), detail, now);
+        let event = self.scribe.body(
+            EventType::LogRotated,
+            Actor::Operator,
+            Subject::default(),
+            detail,
+            now,
+        );
         store::append(&mut transaction, &event).await?;
         loop {
             let events = store::pending(&mut transaction, BATCH).await?;
@@ -423,10 +441,7 @@ impl Sequencer {
 }
 
 /// Runs something over hashes of the tree: once to see which, once with them.
-async fn with_hashes<T>(
-    pool: &PgPool,
-    run: impl Fn(&Hashes) -> Result<T, TreeError>,
-) -> Result<T> {
+async fn with_hashes<T>(pool: &PgPool, run: impl Fn(&Hashes) -> Result<T, TreeError>) -> Result<T> {
     let asked = Hashes::default();
     // What comes out of no hashes at all is nothing yet.
     let _ = run(&asked);

@@ -271,6 +271,7 @@ fn write(dir: &Path, prefix: &str, scopes: &str, settings: &str) {
     };
     let text = format!(
         "origin = \"http://localhost:1\"\nlisten = \"127.0.0.1:1\"\ninstance_key = \"instance.pem\"\n\
+         [log]\norigin = \"doctor.test/log\"\nkey = \"log.pem\"\nanchors = [{{ kind = \"file\", name = \"folder\", path = \"anchor\" }}]\n\
          [home]\nresources = [\"arn:aws:s3:::{prefix}-log\"]\n\
          [aws]\nregion = \"us-east-1\"\ncredentials_file = \"aws.credentials\"\n{}{}{}\
          administrators = [\"arn:aws:iam::{ACCOUNT}:user/emulator-admin\"]\n{settings}",
@@ -279,11 +280,14 @@ fn write(dir: &Path, prefix: &str, scopes: &str, settings: &str) {
         principal("doctor"),
     );
     std::fs::create_dir(dir.join("policies")).expect("made");
+    std::fs::create_dir(dir.join("anchor")).expect("made");
     let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/policies/agents.cedar");
     std::fs::copy(rules, dir.join("policies/agents.cedar")).expect("copied");
     std::fs::write(dir.join("broker.toml"), text).expect("written");
     std::fs::write(dir.join("scopes.toml"), scopes.replace("PREFIX", prefix)).expect("written");
-    write_secret(&dir.join("instance.pem"), Tokens::generate_key().expose_secret());
+    for key in ["instance.pem", "log.pem"] {
+        write_secret(&dir.join(key), Tokens::generate_key().expose_secret());
+    }
 }
 
 fn mode(path: &Path, mode: u32) {

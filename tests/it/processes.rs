@@ -494,8 +494,7 @@ impl OwnPostgres {
         let postgres = Postgres::start(&dir, &options).await.expect("PostgreSQL starts");
         let url = postgres.superuser_url("postgres");
         let mut superuser = PgConnection::connect(url.expose_secret()).await.expect("it answers");
-        let logins =
-            "alter role broker_app password 'test'; alter role broker_migrate password 'test'; alter role broker_sequencer password 'test'";
+        let logins = "alter role broker_app password 'test'; alter role broker_migrate password 'test'; alter role broker_sequencer password 'test'";
         for sql in [store::ROLES, logins, "create database broker owner broker_owner"] {
             sqlx::raw_sql(sql).execute(&mut superuser).await.expect(sql);
         }

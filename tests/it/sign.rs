@@ -541,6 +541,7 @@ async fn a_passkey_signs_as_a_key_does_and_only_on_the_brokers_own_page() {
     enrol(&passkey, "verified").await;
     let approved = approve(&passkey, Meaning::LeaseApproval).await;
     assert_eq!(approved.status, StatusCode::OK, "{}", approved.body);
+    broker.anchor().await;
     assert_eq!(
         broker.claim(id).await.status,
         StatusCode::OK,

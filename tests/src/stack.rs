@@ -213,7 +213,7 @@ impl Database {
         superuser(&shared.superuser_url, sql).await;
         let url = |template: &String| template.replace(TEMPLATE, &name);
         let [app_url, admin_url, ops_url, sequencer_url, retention_url] =
-             shared.urls.each_ref().map(url);
+            shared.urls.each_ref().map(url);
         let owner = PgPoolOptions::new()
             .max_connections(3)
             .after_connect(|connection, _| {

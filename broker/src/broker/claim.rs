@@ -76,10 +76,8 @@ impl Broker {
         {
             return Err(Error::NotAnchored { id: lease.id, why });
         }
-        let granted = Granted {
-            assume_role: grant.assume_role,
-            statement_sha256: grant.statement_sha256,
-        };
+        let granted =
+            Granted { assume_role: grant.assume_role, statement_sha256: grant.statement_sha256 };
         let claimed =
             store::claim(&self.pool, &self.scribe, lease, granted, &by, agent, now).await?;
         match claimed {

@@ -50,7 +50,8 @@ impl Proof {
 
     /// The text of the file.
     pub fn file(&self) -> String {
-        let mut file = format!("{HEADER}\nextra {}\nindex {}\n", STANDARD.encode(&self.body), self.index);
+        let mut file =
+            format!("{HEADER}\nextra {}\nindex {}\n", STANDARD.encode(&self.body), self.index);
         for hash in &self.path {
             writeln!(file, "{hash}").expect("a string takes it");
         }

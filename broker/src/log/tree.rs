@@ -1,7 +1,7 @@
 //! The tree, as far as appending needs it: `tlog_tiles` has the proofs.
 
-use tlog_tiles::{EMPTY_HASH, HASH_SIZE, node_hash, record_hash};
 pub use tlog_tiles::Hash;
+use tlog_tiles::{EMPTY_HASH, HASH_SIZE, node_hash, record_hash};
 
 /// Tiles hold hashes of every eighth level.
 pub const TILE_HEIGHT: u8 = 8;
@@ -72,7 +72,9 @@ mod tests {
     use std::cell::RefCell;
     use std::collections::HashMap;
 
-    use tlog_tiles::{Error, HashReader, stored_hash_index, stored_hashes_for_record_hash, tree_hash};
+    use tlog_tiles::{
+        Error, HashReader, stored_hash_index, stored_hashes_for_record_hash, tree_hash,
+    };
 
     use super::*;
 

@@ -94,7 +94,9 @@ pub enum Fault {
     Forked(u64),
     #[error("an anchored checkpoint covers {0} entries: the newest ones are gone")]
     Behind(u64),
-    #[error("the log was taken up again after events were lost: {had} entries were left of {anchored}")]
+    #[error(
+        "the log was taken up again after events were lost: {had} entries were left of {anchored}"
+    )]
     Lost { had: u64, anchored: u64 },
     #[error("the file ends before its end")]
     Truncated,
@@ -163,7 +165,11 @@ impl fmt::Display for Finding {
         match &self.good {
             Some(good) => {
                 let at = crate::render::name(&good.recorded_at);
-                write!(f, "good up to the checkpoint of {} entries, the last recorded at {at}", good.size)
+                write!(
+                    f,
+                    "good up to the checkpoint of {} entries, the last recorded at {at}",
+                    good.size
+                )
             }
             None => write!(f, "no checkpoint before it is good"),
         }
@@ -233,7 +239,13 @@ impl Report {
         line("entries", format!("{}, of them {} without their event", self.entries, self.pruned));
         let good = self.good.as_ref().map_or_else(
             || "none is good".to_owned(),
-            |it| format!("good up to {} entries, the last recorded at {}", it.size, name(&it.recorded_at)),
+            |it| {
+                format!(
+                    "good up to {} entries, the last recorded at {}",
+                    it.size,
+                    name(&it.recorded_at)
+                )
+            },
         );
         line("checkpoints", format!("{}, {good}", self.checkpoints));
         line("anchors", format!("{} compared", self.anchors));
@@ -250,7 +262,9 @@ impl Report {
 
     /// For programs.
     pub fn json(&self) -> String {
-        let good = |it: &Option<Good>| it.as_ref().map(|it| json!({ "size": it.size, "recorded_at": it.recorded_at }));
+        let good = |it: &Option<Good>| {
+            it.as_ref().map(|it| json!({ "size": it.size, "recorded_at": it.recorded_at }))
+        };
         let findings: Vec<_> = self
             .findings
             .iter()
@@ -282,7 +296,11 @@ impl Report {
 #[derive(Debug)]
 pub enum Examined {
     Entry(Box<ExaminedEntry>),
-    Waiting { id: String, recorded_at: String, faults: Vec<Fault> },
+    Waiting {
+        id: String,
+        recorded_at: String,
+        faults: Vec<Fault>,
+    },
     Other(Box<Line>),
     /// Nothing of ours.
     Foreign,
@@ -302,11 +320,20 @@ pub struct ExaminedEntry {
 #[derive(Debug)]
 enum News {
     /// A lease that people had to sign was issued.
-    Issued { lease: String, statement_sha256: Option<String> },
+    Issued {
+        lease: String,
+        statement_sha256: Option<String>,
+    },
     KeyEnrolled(String),
     KeyRevoked(String),
-    Rotated { new: String },
-    Recovered { anchored: String, had: u64, origin: String },
+    Rotated {
+        new: String,
+    },
+    Recovered {
+        anchored: String,
+        had: u64,
+        origin: String,
+    },
     Exported(RangeInclusive<u64>),
 }
 
@@ -345,7 +372,10 @@ struct Data<'a> {
 pub fn examine(line: &str) -> Examined {
     let line = line.strip_suffix('\n').unwrap_or(line);
     if line.starts_with("{\"event\":") {
-        return serde_json::from_str(line).ok().and_then(examine_entry).unwrap_or(Examined::Foreign);
+        return serde_json::from_str(line)
+            .ok()
+            .and_then(examine_entry)
+            .unwrap_or(Examined::Foreign);
     }
     if line.starts_with("{\"waiting\":") {
         let Ok(Waiting { waiting, body }) = serde_json::from_str(line) else {
@@ -419,7 +449,8 @@ fn apart(one: &Text<'_>, other: &Text<'_>) -> Option<Duration> {
 }
 
 fn news(kind: &str, lease: Option<String>, detail: &str) -> Option<News> {
-    if !["lease.issued", "key.enrolled", "key.revoked"].contains(&kind) && !kind.starts_with("log.") {
+    if !["lease.issued", "key.enrolled", "key.revoked"].contains(&kind) && !kind.starts_with("log.")
+    {
         return None;
     }
     let detail: serde_json::Value = serde_json::from_str(detail).ok()?;
@@ -434,10 +465,12 @@ fn news(kind: &str, lease: Option<String>, detail: &str) -> Option<News> {
             signed.then_some(News::Issued { lease: lease?, statement_sha256 })
         }
         // At bootstrap; by an act; with the person that an act adds.
-        "key.enrolled" => ["/person/key/fingerprint", "/act/key/fingerprint", "/act/person/key/fingerprint"]
-            .into_iter()
-            .find_map(text)
-            .map(News::KeyEnrolled),
+        "key.enrolled" => {
+            ["/person/key/fingerprint", "/act/key/fingerprint", "/act/person/key/fingerprint"]
+                .into_iter()
+                .find_map(text)
+                .map(News::KeyEnrolled)
+        }
         "key.revoked" => text("/act/fingerprint").map(News::KeyRevoked),
         "log.rotated" => Some(News::Rotated { new: text("/new")? }),
         "log.recovered" => Some(News::Recovered {
@@ -510,7 +543,8 @@ impl Verifier {
         if self.end.is_some() || (self.line == 1) != is_header(&examined) {
             return self.find(Fault::Line(self.line), None);
         }
-        let is_approval = matches!(&examined, Examined::Other(it) if matches!(**it, Line::Approval(_)));
+        let is_approval =
+            matches!(&examined, Examined::Other(it) if matches!(**it, Line::Approval(_)));
         if !is_approval && let Some((lease, _, event)) = self.issued.take() {
             self.find(Fault::ApprovalMissing(lease), Some(event));
         }
@@ -528,7 +562,8 @@ impl Verifier {
             self.find(Fault::ApprovalMissing(lease), Some(event));
         }
         for range in std::mem::take(&mut self.pruned) {
-            let told = |it: &RangeInclusive<u64>| it.contains(range.start()) && it.contains(range.end());
+            let told =
+                |it: &RangeInclusive<u64>| it.contains(range.start()) && it.contains(range.end());
             if !self.exported.iter().any(told) {
                 self.find_at(Fault::Deleted, *range.start(), None);
             }
@@ -634,7 +669,9 @@ impl Verifier {
                 self.keys.insert(key, false);
             }
             Some(News::Rotated { new }) => self.next_key = Some(new),
-            Some(News::Recovered { anchored, had, origin }) => self.recovered(&anchored, had, origin),
+            Some(News::Recovered { anchored, had, origin }) => {
+                self.recovered(&anchored, had, origin)
+            }
             Some(News::Exported(range)) => self.exported.push(range),
             None => {}
         }
@@ -682,7 +719,8 @@ impl Verifier {
     }
 
     fn recovered(&mut self, anchored: &str, had: u64, origin: String) {
-        let anchored = SignedCheckpoint::parse(anchored).ok().filter(|it| self.verify_anchor(it).is_ok());
+        let anchored =
+            SignedCheckpoint::parse(anchored).ok().filter(|it| self.verify_anchor(it).is_ok());
         // Nobody takes up a log again that was not behind, nor under the same name.
         match anchored {
             Some(it) if had < it.checkpoint.size && origin != self.origin => {

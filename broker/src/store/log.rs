@@ -449,9 +449,10 @@ pub async fn unrecorded(pool: &PgPool) -> Result<Vec<(String, Uuid, String)>> {
 
 /// The verifier key and the origin that the log began with.
 pub async fn first_key(pool: &PgPool) -> Result<Option<(String, String)>> {
-    let row = sqlx::query!(r#"select first_key as "key!", first_origin as "origin!" from log_heads"#)
-        .fetch_optional(pool)
-        .await?;
+    let row =
+        sqlx::query!(r#"select first_key as "key!", first_origin as "origin!" from log_heads"#)
+            .fetch_optional(pool)
+            .await?;
     Ok(row.map(|it| (it.key, it.origin)))
 }
 

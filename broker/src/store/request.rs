@@ -195,16 +195,16 @@ pub async fn open(
     let admission =
         Admission::read(&row.verdict, row.budget, row.whose, row.allowed, row.retry_at, now)?;
     Ok(match admission {
-        Admission::Open if row.written => Opened::New(claim.zip(terms).map(|(session, terms)| {
-            Warrant {
+        Admission::Open if row.written => {
+            Opened::New(claim.zip(terms).map(|(session, terms)| Warrant {
                 lease_id: id,
                 session,
                 assume_role: terms.assume_role,
                 statement_sha256: None,
                 tier: Some(terms.tier),
                 region: terms.region,
-            }
-        })),
+            }))
+        }
         Admission::Open | Admission::Known => Opened::Known,
         Admission::TaskEnded => Opened::TaskEnded,
         Admission::Frozen => Opened::Frozen,
