@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
 use crate::actions;
 use crate::arn::Arn;
@@ -160,6 +160,12 @@ impl Aws {
 
     fn default_stop_margin() -> Span {
         Span(Duration::seconds(30))
+    }
+
+    /// The time that AWS is told when all that may have begun by now is to be refused: a whole second, as AWS counts.
+    pub fn cut_off(&self, now: OffsetDateTime) -> OffsetDateTime {
+        let at = now + self.stop_margin.0 + self.call_timeout.0;
+        at.replace_nanosecond(0).expect("zero is a nanosecond") + Duration::SECOND
     }
 
     /// The broker's own principals, by name.

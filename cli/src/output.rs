@@ -147,6 +147,11 @@ impl Failure {
         failure
     }
 
+    /// What is there is good, and something is not there.
+    pub(crate) fn incomplete(detail: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::new(Kind::Pending.exit_code(), "Not complete", detail, next)
+    }
+
     /// A lease that cannot be used, or not yet.
     pub(crate) fn lease(lease: Lease) -> Self {
         let kind = match lease.state {

@@ -97,7 +97,7 @@ impl Broker {
             roles: &roles,
             cut_off: self.cut_off(now),
         };
-        store::freeze(&self.pool, &self.scribe, new, now).await?;
+        store::freeze(&self.pool, &self.scribe, Actor::Person(&me.handle), new, now).await?;
         // It stands. If this fails, the next round does it.
         if let Err(error) = store::stop_what_is_frozen(&self.pool, &self.scribe, now).await {
             tracing::warn!(?error, "what is frozen is not stopped yet");
@@ -202,9 +202,7 @@ impl Broker {
     /// When all that can have begun by now has begun: AWS is told a time that is over for what was being minted, and new
     /// sessions wait for it. AWS counts in whole seconds.
     fn cut_off(&self, now: OffsetDateTime) -> OffsetDateTime {
-        let aws = &self.config.settings.aws;
-        let at = now + aws.stop_margin.0 + aws.call_timeout.0;
-        at.replace_nanosecond(0).expect("zero is a nanosecond") + Duration::SECOND
+        self.config.settings.aws.cut_off(now)
     }
 
     /// Returns when this server was told of something to stop.

@@ -391,7 +391,7 @@ pub(super) async fn sweep_acts(
 }
 
 /// Ends an act that comes to nothing, with its event. Nothing happens to one that has ended.
-async fn end(
+pub(super) async fn end(
     connection: &mut PgConnection,
     scribe: &Scribe,
     act: Which<'_>,
@@ -509,9 +509,9 @@ async fn stop_what_they_signed(
 
 /// Which act, with its terms if this version can read them.
 #[derive(Clone, Copy)]
-struct Which<'a> {
-    id: Uuid,
-    terms: Option<&'a ActTerms>,
+pub(super) struct Which<'a> {
+    pub(super) id: Uuid,
+    pub(super) terms: Option<&'a ActTerms>,
 }
 
 impl<'a> From<&'a ActTerms> for Which<'a> {

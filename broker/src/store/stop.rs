@@ -1,7 +1,7 @@
 //! Stopping: leases that end before their time, freezes, and what AWS has still to be told.
 
 use serde_json::json;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{PgConnection, PgExecutor, PgPool, Postgres, Transaction};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
@@ -99,6 +99,7 @@ pub struct NewFreeze<'a> {
     pub kind: FreezeKind,
     pub target: Option<&'a str>,
     pub reason: &'a str,
+    /// Whoever orders it.
     pub person: &'a str,
     /// Roles that it covers as a whole: every session of theirs that begins before `cut_off` is refused, whether we know
     /// of it or not.
@@ -108,13 +109,13 @@ pub struct NewFreeze<'a> {
 
 /// From its commit on nothing is issued to what it covers. What was issued is for [`stop_what_is_frozen`].
 pub async fn freeze(
-    pool: &PgPool,
+    connection: impl PgExecutor<'_>,
     scribe: &Scribe,
+    actor: Actor<'_>,
     new: NewFreeze<'_>,
     now: OffsetDateTime,
 ) -> Result<()> {
     let detail = json!({ "freeze_id": new.id, "kind": new.kind, "target": new.target, "why": new.reason, "roles": new.roles });
-    let actor = Actor::Person(new.person);
     let event = scribe.body(EventType::FreezeCreated, actor, Subject::default(), detail, now);
     sqlx::query!(
         r#"
@@ -136,7 +137,7 @@ pub async fn freeze(
         new.cut_off,
         event,
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await?;
     Ok(())
 }
