@@ -4,6 +4,7 @@ mod request;
 
 mod approval;
 mod claim;
+mod refuse;
 mod sign;
 
 mod act;
@@ -13,7 +14,7 @@ mod stop;
 pub(crate) use self::act::{nonce, whole_microseconds};
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use sqlx::PgPool;
 use tokio::sync::{Notify, OnceCell, broadcast};
@@ -49,6 +50,7 @@ pub struct Broker {
     to_stop: Notify,
     /// Whose policies this server writes.
     roles: stop::Roles,
+    refusals: Arc<refuse::Refusals>,
 }
 
 /// AWS, as the minter and as the revoker.
@@ -85,6 +87,7 @@ impl Broker {
             changes,
             to_stop: Notify::new(),
             roles: stop::Roles::default(),
+            refusals: Arc::default(),
         }
     }
 
