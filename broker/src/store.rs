@@ -33,7 +33,7 @@ pub use self::act::{
     sign_act, standing_freeze,
 };
 pub use self::approval::{approval, enrolment};
-pub use self::budget::{Admission, Exceeded, Used, admission, tell_exceeded, usage};
+pub use self::budget::{Admission, Exceeded, OverBudget, Used, admission, tell_exceeded, usage};
 pub use self::claim::{
     Approval, Claimable, Granted, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
 };
@@ -46,7 +46,8 @@ pub use self::request::{
     keep_ruleset, last_approved, open,
 };
 pub use self::sign::{
-    KeyHolder, NewSignature, Signable, key_holder, sign, signable, spend_nonce, tell, withdraw,
+    KeyHolder, NewSignature, Signable, key_holder, sign, signable, spend_nonce, tell, tell_all,
+    withdraw,
 };
 pub use self::stop::{
     HeldRole, NewFreeze, NewProbe, ToStop, WhatStops, freeze, freezes, is_known, new_probe,

@@ -12,6 +12,7 @@ mod doctor;
 mod drill;
 mod enforced;
 mod failing;
+mod floods;
 mod hardware;
 mod log;
 mod narrowing;
