@@ -733,7 +733,10 @@ mod tests {
             (format!("{folder}, {folder}"), "name of its own"),
             (bucket("vault", "anchor", ""), "needs a `profile`"),
             (bucket("vault", "anchor", ", profile = \"revoker\""), "is aws.revoker"),
-            ("{ kind = \"file\", name = \"x\", path = \"/\", bucket = \"b\" }".to_owned(), "unknown field"),
+            (
+                "{ kind = \"file\", name = \"x\", path = \"/\", bucket = \"b\" }".to_owned(),
+                "unknown field",
+            ),
             ("{ kind = \"mail\", name = \"x\" }".to_owned(), "unknown variant"),
         ] {
             let error = with(&anchors).expect_err(&anchors);
@@ -753,7 +756,7 @@ mod tests {
     #[test]
     fn an_unknown_field_and_a_span_without_a_unit_say_where_and_what() {
         let unknown = settings(&format!("{GOOD}sts = 1\n")).unwrap_err();
-        assert!(unknown.contains("line 11") && unknown.contains("unknown field"), "{unknown}");
+        assert!(unknown.contains("line 14") && unknown.contains("unknown field"), "{unknown}");
         let span = settings(&format!("{GOOD}[limits]\nsign_within = \"30\"\n")).unwrap_err();
         assert!(span.contains("write whole seconds or more"), "{span}");
     }
