@@ -21,9 +21,11 @@ const EVENTS: u64 = 100_000;
 /// How often a query is asked, after it was asked once.
 const ROUNDS: usize = 9;
 /// How many leases are requested of each broker, after some that do not count.
-const LEASES: usize = 300;
-const UNCOUNTED: usize = 20;
+const LEASES: u32 = 300;
+const UNCOUNTED: u32 = 20;
 const GOAL: Duration = Duration::from_millis(50);
+/// After so long PostgreSQL's statistics say what an idle connection did.
+const STATISTICS: Duration = Duration::from_secs(11);
 
 #[tokio::main]
 async fn main() {
@@ -103,8 +105,10 @@ async fn queries(database: &Database) {
     }
 }
 
-/// Requests for a lease with its credentials, of the one broker and the other in turn.
+/// Requests for a lease with its credentials, of the one broker and the other in turn: how long the answer took, and
+/// how long PostgreSQL was at work for it.
 async fn leases(full: &TestBroker, empty: &TestBroker, sts: &FakeSts) {
+    let before = [at_work(&full.database).await, at_work(&empty.database).await];
     let mut took = [Vec::new(), Vec::new()];
     for round in 0..UNCOUNTED + LEASES {
         for (broker, took) in [full, empty].into_iter().zip(&mut took) {
@@ -119,11 +123,23 @@ async fn leases(full: &TestBroker, empty: &TestBroker, sts: &FakeSts) {
             }
         }
     }
-    let [full, empty] = took.map(|it| median(it).as_secs_f64() * 1e3);
-    println!(
-        "\na lease with its credentials, median of {LEASES}: {full:.2} ms on this history, {empty:.2} ms on an empty one: {:.2} times",
-        full / empty
-    );
+    let after = [at_work(&full.database).await, at_work(&empty.database).await];
+    println!("\na lease with its credentials, in milliseconds, {LEASES} of each\n");
+    println!("              here  on an empty database  ratio");
+    let told = |what: &str, [full, empty]: [f64; 2]| {
+        println!("{what:<10}  {full:>6.2}  {empty:>20.2}  {:>5.2}", full / empty);
+    };
+    told("median", took.map(|it| median(it).as_secs_f64() * 1e3));
+    let each = |it: usize| (after[it] - before[it]) / f64::from(UNCOUNTED + LEASES);
+    told("PostgreSQL", [each(0), each(1)]);
+}
+
+/// For how many milliseconds a database was at work.
+async fn at_work(database: &Database) -> f64 {
+    tokio::time::sleep(STATISTICS).await;
+    let mut superuser = history::superuser(database).await;
+    let sql = "select active_time from pg_stat_database where datname = current_database()";
+    sqlx::query_scalar(sql).fetch_one(&mut superuser).await.expect("statistics")
 }
 
 fn median(mut took: Vec<Duration>) -> Duration {
