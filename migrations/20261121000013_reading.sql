@@ -1,5 +1,6 @@
 -- What operations ask for, and what keeps the answers quick when there are ten million events: docs/queries.md. An index is
--- paid for by every request, so each of these names what it is for.
+-- paid for by every request, so each of these names what it is for. While they are made on a database that is in use, its
+-- requests wait: half a minute for ten million events.
 
 create view event_history as
     select e.seq, e.recorded_at, e.occurred_at, e.type, e.actor, e.agent, e.sponsor, e.scope, e.lease_id, e.session_id, e.doc -> 'data' as data

@@ -56,23 +56,18 @@ pub const PAGES: [&str; 4] = ["queries.md", "record.md", "people.md", "stopping.
 pub fn queries(page: &'static str) -> Vec<Query> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
     let text = std::fs::read_to_string(&path).expect(page);
-    let (mut queries, mut about, mut block) = (Vec::new(), String::new(), None::<(bool, String)>);
+    let (mut queries, mut about) = (Vec::new(), String::new());
+    let mut block: Option<(bool, Vec<&str>)> = None;
     for line in text.lines() {
         match &mut block {
             Some((is_sql, lines)) if line == "```" => {
-                let statements: Vec<_> = if *is_sql {
-                    lines.split(";\n").map(|it| it.trim().to_owned()).collect()
-                } else {
-                    lines.lines().filter_map(told_to_psql).collect()
-                };
+                let statements = if *is_sql { statements(lines) } else { told_to_psql(lines) };
                 let query = |text| Query { page, about: about.clone(), text };
-                queries.extend(statements.into_iter().filter(|it| !it.is_empty()).map(query));
+                queries.extend(statements.into_iter().map(query));
                 block = None;
             }
-            Some((_, lines)) => *lines += &format!("{line}\n"),
-            None if line.starts_with("```") => {
-                block = Some((line.starts_with("```sql"), String::new()));
-            }
+            Some((_, lines)) => lines.push(line),
+            None if line.starts_with("```") => block = Some((line.starts_with("```sql"), vec![])),
             None if line.starts_with("**") || line.starts_with('#') => {
                 let bold = line.strip_prefix("**").and_then(|it| it.split_once("**"));
                 let name = bold.map_or(line.trim_start_matches(['#', ' ']), |(it, _)| it);
@@ -84,10 +79,20 @@ pub fn queries(page: &'static str) -> Vec<Query> {
     queries
 }
 
-/// The SQL of a line `$ psql … -c "…"`.
-fn told_to_psql(line: &str) -> Option<String> {
-    let (_, sql) = line.strip_prefix("$ psql ")?.split_once("-c \"")?;
-    Some(sql.strip_suffix('"')?.to_owned())
+/// The statements of a block of SQL: each ends with a line.
+fn statements(lines: &[&str]) -> Vec<String> {
+    let text = lines.join("\n") + "\n";
+    let statements = text.split(";\n").map(|it| it.trim().to_owned());
+    statements.filter(|it| !it.is_empty()).collect()
+}
+
+/// The SQL of each line `$ psql … -c "…"`.
+fn told_to_psql(lines: &[&str]) -> Vec<String> {
+    let told = |line: &&str| {
+        let (_, sql) = line.strip_prefix("$ psql ")?.split_once("-c \"")?;
+        Some(sql.strip_suffix('"')?.to_owned())
+    };
+    lines.iter().filter_map(told).collect()
 }
 
 /// What the pages' variables stand for in a database that was [filled](fill): an agent that did much in the last minutes.
