@@ -110,7 +110,7 @@ select fill.id(at, n, 'freeze'), kind, (array['agent-' || n + 9, 'person-9', 'ba
 -- Of some six events each; the last sixty within minutes.
 create unlogged table fill.lease as
 with size as (
-    select (current_setting('fill.events')::bigint * 10 / 66) as leases
+    select (current_setting('fill.events')::bigint * 10 / 60) as leases
 ), numbered as (
     select n, leases, leases - n <= 60 as now,
            case when leases - n <= 60 then now() - (leases - n + 240) * interval '1 second'
