@@ -19,6 +19,7 @@ mod narrowing;
 mod oracle;
 mod people;
 mod processes;
+mod queries;
 mod races;
 mod record;
 mod rules;

@@ -906,7 +906,7 @@ async fn the_history_of_a_lease_names_its_people_keys_sessions_and_way_back() {
         "state": "issued", "end_reason": null,
         "signers": ["carol", "bob"], "key_kinds": ["ssh-ed25519", "ssh-ed25519"], "assurances": ["software", "software"],
         "access_key_ids": ["ASIAFAKEFAKE00000000"],
-        "requested_at": at("00:00"), "approved_at": at("00:02"), "issued_at": at("00:02"), "ends_at": at("15:00"), "ended_at": null,
+        "requested_at": at("00:00"), "approved_at": at("00:02"), "issued_at": at("00:02"), "ends_at": at("15:00"), "ended_at": null, "signed": true,
     });
     assert_eq!(row, expected);
 }

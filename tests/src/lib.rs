@@ -2,6 +2,7 @@
 //! each test; fakes at the wire only.
 
 pub mod corpus;
+pub mod history;
 pub mod keys;
 pub mod oracle;
 pub mod program;
