@@ -119,7 +119,8 @@ async fn a_restored_database_is_not_served_until_everything_that_was_open_is_voi
     let backup = broker.database.copy().await;
     // The copy cut every connection.
     until("the server has new connections", std::time::Duration::from_secs(20), async || {
-        broker.get("/v1/leases").await.status == StatusCode::OK
+        broker.broker.log.tick().await.is_ok()
+            && broker.get("/v1/leases").await.status == StatusCode::OK
     })
     .await;
     assert_eq!(broker.claim(id).await.status, StatusCode::OK);

@@ -50,7 +50,7 @@ impl Query {
 /// The lease that the pages show.
 pub const EXAMPLE_LEASE: &str = "01a1fbfd-389d-76f3-9869-267028a6e6bb";
 /// Pages of which every query is asked.
-pub const PAGES: [&str; 4] = ["queries.md", "record.md", "people.md", "stopping.md"];
+pub const PAGES: [&str; 5] = ["queries.md", "record.md", "people.md", "stopping.md", "log.md"];
 
 /// All queries of a page, in order: statements in blocks of SQL, and what `psql -c` is told in a console.
 pub fn queries(page: &'static str) -> Vec<Query> {

@@ -347,6 +347,24 @@ begin
 end
 $$;
 
+-- The log over them, but for the last few; with a hash in each place, and a signature in none.
+insert into log_leaf (index, seq, recorded_at, event_id, leaf_hash)
+select row_number() over (order by seq) - 1, seq, recorded_at, id, leaf_hash from event where seq < (select max(seq) - 3 from event);
+insert into log_node (level, index, hash)
+select 1, n, sha256(int8send(n)) from generate_series(0, (select count(*) from log_leaf) / 256 - 1) as n;
+insert into log_state (origin, key, first_origin, first_key, size, frontier)
+select 'history.test/log', 'history.test/log+00000000+key', 'history.test/log', 'history.test/log+00000000+key', c.size,
+       decode(repeat('00', 32 * length(replace(c.size::bit(64)::text, '0', ''))), 'hex')
+  from (select count(*) as size from log_leaf) as c;
+insert into log_scan (floor, seen) select max(seq), max(seq) from log_leaf;
+insert into log_checkpoint (epoch, size, root, note, signed_at)
+select 1, l.index + 1, l.leaf_hash, 'a note', l.recorded_at from log_leaf l where l.index % 50 = 49 order by l.index;
+insert into log_anchored (anchor, epoch, size, anchored_at)
+select 'folder', 1, c.size, c.signed_at + interval '1 minute' from log_checkpoint c where c.size % 500 = 0;
+insert into log_partition (month, events, first_index, last_index, sha256, exported_at, dropped_at)
+select date_trunc('month', now() - m * interval '1 month')::date, 1000, 0, 999, sha256('x'), now(), case m when 20 then now() end
+  from (values (19), (20)) as months (m);
+
 -- As it was.
 do $$
 declare g fill.guard;

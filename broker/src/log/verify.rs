@@ -515,6 +515,8 @@ pub struct Verifier {
     next_origin: Option<String>,
     /// Checkpoints from elsewhere that are not reached yet, by size.
     anchors: BTreeMap<u64, Vec<SignedCheckpoint>>,
+    /// Those that were, with the root there: until a checkpoint says whose story it is.
+    reached: Vec<(SignedCheckpoint, Hash)>,
     /// The root did not hold once: that it does not later is no news.
     broken: bool,
     /// Fingerprints of people's keys so far, and whether each is good.
@@ -543,6 +545,7 @@ impl Verifier {
             next_key: None,
             next_origin: None,
             anchors,
+            reached: Vec::new(),
             broken: false,
             keys: HashMap::new(),
             pruned: Vec::new(),
@@ -593,6 +596,7 @@ impl Verifier {
             Some(end) if end.waiting != self.report.waiting => self.find(Fault::Truncated, None),
             Some(_) => {}
         }
+        self.compare_reached();
         for anchor in std::mem::take(&mut self.anchors).into_values().flatten() {
             // Whoever took up a log after a loss has said which anchored checkpoint it was behind.
             if self.end.is_some() {
@@ -695,20 +699,24 @@ impl Verifier {
 
     fn append(&mut self, hash: Hash) {
         self.frontier.append(hash, |_| {});
-        let Some(anchors) = self.anchors.remove(&self.frontier.size()) else { return };
-        let (mut later, size) = (Vec::new(), self.frontier.size());
-        for anchor in anchors {
-            // One of another epoch is about entries that are not here.
-            if anchor.checkpoint.origin != self.origin && self.next_origin.is_none() {
-                later.push(anchor);
+        if let Some(anchors) = self.anchors.remove(&self.frontier.size()) {
+            let root = self.frontier.root();
+            self.reached.extend(anchors.into_iter().map(|it| (it, root)));
+        }
+    }
+
+    /// Compares the anchored checkpoints that were reached since the last one. One of another name is about entries that are not
+    /// here.
+    fn compare_reached(&mut self) {
+        for (anchor, root) in std::mem::take(&mut self.reached) {
+            let size = anchor.checkpoint.size;
+            if anchor.checkpoint.origin != self.origin {
+                self.anchors.entry(size).or_default().push(anchor);
             } else if let Err(error) = self.verify_anchor(&anchor) {
                 self.find(Fault::AnchorSignature(size, error), None);
-            } else if anchor.checkpoint.root != self.frontier.root() {
+            } else if anchor.checkpoint.root != root {
                 self.find(Fault::Forked(size), None);
             }
-        }
-        if !later.is_empty() {
-            self.anchors.insert(size, later);
         }
     }
 
@@ -780,6 +788,7 @@ impl Verifier {
         }
         self.key = self.next_key.take().unwrap_or_else(|| std::mem::take(&mut self.key));
         self.origin = self.next_origin.take().unwrap_or_else(|| std::mem::take(&mut self.origin));
+        self.compare_reached();
         self.report.good =
             Some(Good { size: self.frontier.size(), recorded_at: self.recorded_at.clone() });
     }
