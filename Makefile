@@ -87,6 +87,8 @@ fuzz: setup ## Feed the readers of signatures and statements what nobody would s
 .PHONY: bench
 bench: setup ## Measure what a decision costs, how long an agent waits for a signature's effect, and what EVENTS cost
 	cargo bench --locked --package broker --bench decide
+	cargo bench --locked --package broker --bench verify
+	@ulimit -n hard && cargo bench --locked --package tests --bench log
 	@ulimit -n hard && cargo bench --locked --package tests --bench waiting
 	@EVENTS=$(EVENTS) cargo bench --locked --package tests --bench history
 

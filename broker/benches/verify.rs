@@ -1,0 +1,83 @@
+//! What checking an exported log costs, against what SHA-256 alone costs on the same bytes:
+//! `cargo bench -p broker --bench verify --no-default-features`.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use broker::log::export::{End, FORMAT, Header, Line};
+use broker::log::verify::{Options, Verdict, verify};
+use broker::log::{Checkpoint, Frontier, LogKey, leaf_hash};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+const ENTRIES: u64 = 200_000;
+const ROUNDS: usize = 7;
+
+fn main() {
+    // Cargo says `--bench` when it is to measure, and nothing when it tests all targets.
+    let entries = if std::env::args().any(|it| it == "--bench") { ENTRIES } else { 300 };
+    let (file, bodies) = log(entries);
+    let bytes: usize = bodies.iter().map(Vec::len).sum();
+    println!("{entries} entries, {} bytes each, {} MB as a file", bytes / bodies.len(), file.len() / 1_000_000);
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..ROUNDS {
+        let hashed = timed(|| {
+            for body in &bodies {
+                black_box(Sha256::digest(body));
+            }
+        });
+        let verified = timed(|| {
+            let report = verify(file.as_bytes(), Options::default(), |_| {}).expect("in memory");
+            assert_eq!(report.verdict(), Verdict::Good, "{}", report.text());
+        });
+        best = [best[0].min(hashed), best[1].min(verified)];
+    }
+    let share = best[0].as_secs_f64() / best[1].as_secs_f64();
+    println!(
+        "SHA-256 alone {:.1} ms, on one thread; verify {:.1} ms: a share of {share:.2} (goal 0.5)",
+        best[0].as_secs_f64() * 1e3,
+        best[1].as_secs_f64() * 1e3
+    );
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+/// An export with a checkpoint after each hundred entries.
+fn log(entries: u64) -> (String, Vec<Vec<u8>>) {
+    let (key, origin) = (LogKey::from_bytes(&[7; 32]), "bench.test/log".to_owned());
+    let header = Header {
+        format: FORMAT.to_owned(),
+        origin: origin.clone(),
+        key: key.verifier_key(&origin),
+        exported_at: OffsetDateTime::UNIX_EPOCH,
+    };
+    let mut file = Line::Export(header).text();
+    let (mut frontier, mut bodies) = (Frontier::default(), Vec::new());
+    for n in 0..entries {
+        let (id, time) = (format!("01a1ff5c-a5a7-7579-8765-{n:012}"), "2026-11-21T18:57:46.957891Z");
+        let lease = format!("01a1ff5c-a5a7-7579-9999-{:012}", n / 6);
+        let body = format!(
+            r#"{{"actor":"agent:agent-{0}","data":{{"agent":"agent-{0}","detail":{{"access_key_id":"ASIA509E86CDED7D41EF","session_name":"{lease}-0d95ff3a"}},"lease_id":"{lease}","scope":"staging-rw","session_id":"{id}","sponsor":"alice"}},"id":"{id}","source":"https://broker.example.com","specversion":"1.0","time":"{time}","type":"session.issued"}}"#,
+            n % 300
+        );
+        let hash = leaf_hash(body.as_bytes());
+        frontier.append(hash, |_| {});
+        file += &format!(
+            "{{\"event\":{{\"index\":{n},\"leaf_hash\":\"{hash}\",\"seq\":{n},\"recorded_at\":\"2026-11-21T18:57:46.959002Z\",\"id\":\"{id}\",\"type\":\"session.issued\",\"occurred_at\":\"{time}\",\"actor\":\"agent:agent-{0}\",\"agent\":\"agent-{0}\",\"sponsor\":\"alice\",\"scope\":\"staging-rw\",\"lease_id\":\"{lease}\",\"session_id\":\"{id}\"}},\"body\":{body}}}\n",
+            n % 300
+        );
+        bodies.push(body.into_bytes());
+        if n % 100 == 99 || n + 1 == entries {
+            let checkpoint =
+                Checkpoint { origin: origin.clone(), size: n + 1, root: frontier.root() };
+            let signed = checkpoint.sign(&[&key]).expect("it signs");
+            file += &Line::Checkpoint(signed.note().to_owned()).text();
+        }
+    }
+    file += &Line::End(End { size: entries, waiting: 0 }).text();
+    (file, bodies)
+}
