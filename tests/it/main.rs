@@ -13,6 +13,7 @@ mod drill;
 mod enforced;
 mod failing;
 mod hardware;
+mod independent;
 mod log;
 mod narrowing;
 mod oracle;

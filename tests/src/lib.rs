@@ -3,6 +3,7 @@
 
 pub mod corpus;
 pub mod keys;
+pub mod logs;
 pub mod oracle;
 pub mod program;
 pub mod relay;
