@@ -150,21 +150,25 @@ impl Sequencer {
         if events.is_empty() {
             return Ok(0);
         }
-        let Some(head) = self.advance(&mut transaction, &events, None).await? else { return Ok(0) };
+        let head = store::head(&mut *transaction).await?.ok_or(LogError::NotBegun)?;
+        let frontier = self.check(&head)?;
+        let head = self.advance(&mut transaction, head, frontier, &events, None).await?;
+        let Some((head, _)) = head else { return Ok(0) };
         transaction.commit().await?;
         self.saw(&head);
         Ok(events.len())
     }
 
-    /// Gives those events their indexes in the transaction; nothing if another server was first. `new_key` takes over.
+    /// Gives those events their indexes in the transaction, behind what `head` says; nothing if another server was first. `new_key`
+    /// takes over.
     async fn advance(
         &self,
         transaction: &mut Transaction<'_, Postgres>,
+        head: Head,
+        mut frontier: Frontier,
         events: &[Pending],
         new_key: Option<&LogKey>,
-    ) -> Result<Option<Head>> {
-        let head = store::head(&mut **transaction).await?.ok_or(LogError::NotBegun)?;
-        let mut frontier = self.check(&head)?;
+    ) -> Result<Option<(Head, Frontier)>> {
         let mut nodes = Vec::new();
         let mut leaf_hashes = Vec::with_capacity(events.len());
         for event in events {
@@ -201,7 +205,8 @@ impl Sequencer {
             return Ok(None);
         }
         let note = Some(signed.note().to_owned());
-        Ok(Some(Head { key, size: frontier.size(), frontier: frontier.bytes(), note, ..head }))
+        let head = Head { key, size: frontier.size(), frontier: frontier.bytes(), note, ..head };
+        Ok(Some((head, frontier)))
     }
 
     /// Whether we may build on what the database says: our log, our key, and the very tree that we signed.
@@ -417,7 +422,8 @@ impl Sequencer {
     pub async fn rotate(&self, new: &LogKey, now: OffsetDateTime) -> Result<Head> {
         let mut transaction = self.pool.begin().await?;
         store::lock(&mut transaction).await?;
-        let head = store::head(&mut *transaction).await?.ok_or(LogError::NotBegun)?;
+        let mut head = store::head(&mut *transaction).await?.ok_or(LogError::NotBegun)?;
+        let mut frontier = self.check(&head)?;
         let detail = serde_json::json!({ "old": head.key, "new": new.verifier_key(&head.origin) });
         let event = self.scribe.body(
             EventType::LogRotated,
@@ -430,13 +436,93 @@ impl Sequencer {
         loop {
             let events = store::pending(&mut transaction, BATCH).await?;
             let last = events.iter().any(|it| it.body == event);
-            let head = self.advance(&mut transaction, &events, last.then_some(new)).await?;
-            let head = head.ok_or(LogError::Changed)?;
+            let new = last.then_some(new);
+            let advanced = self.advance(&mut transaction, head, frontier, &events, new).await?;
+            (head, frontier) = advanced.ok_or(LogError::Changed)?;
             if last {
                 transaction.commit().await?;
                 return Ok(head);
             }
         }
+    }
+}
+
+/// How far a database is behind its anchors.
+#[derive(Debug)]
+pub struct Behind {
+    pub head: Head,
+    /// The newest checkpoint that an anchor keeps.
+    pub anchored: SignedCheckpoint,
+    pub epoch: i32,
+    /// Anchors that did not answer, and why: they may keep a newer one.
+    pub silent: Vec<String>,
+}
+
+impl Sequencer {
+    /// How far the database is behind; nothing if it is not.
+    pub async fn behind(&self) -> Result<Option<Behind>> {
+        self.begin().await?;
+        let head = store::head(&self.pool).await?.ok_or(LogError::NotBegun)?;
+        let (mut newest, mut silent) = (None, Vec::new());
+        for it in &self.anchors {
+            let name = &it.anchor.name;
+            match it.anchor.newest((0, 0)).await {
+                Ok(Some((epoch, signed))) => {
+                    let origin = origin_of(&self.origin, epoch);
+                    if let Err(error) = signed.verify(&self.key.verifier_key(&origin)) {
+                        silent
+                            .push(format!("{name}: its newest checkpoint does not count: {error}"));
+                    } else if newest.as_ref().is_none_or(
+                        |(before, it): &(i32, SignedCheckpoint)| {
+                            (*before, it.checkpoint.size) < (epoch, signed.checkpoint.size)
+                        },
+                    ) {
+                        newest = Some((epoch, signed));
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => silent.push(format!("{name}: {error}")),
+            }
+        }
+        let Some((epoch, anchored)) = newest else {
+            return if silent.is_empty() {
+                Ok(None)
+            } else {
+                Err(LogError::NoAnchor(silent.join("; ")))
+            };
+        };
+        let behind = (head.epoch, head.size) < (epoch, anchored.checkpoint.size);
+        Ok(behind.then_some(Behind { head, anchored, epoch, silent }))
+    }
+
+    /// Lets the log go on behind what is left of it, under a new name, in the owner's transaction: what was voided there, and
+    /// that the log was taken up again, is under its first checkpoint.
+    pub async fn go_on(
+        &self,
+        transaction: &mut Transaction<'_, Postgres>,
+        behind: &Behind,
+        now: OffsetDateTime,
+    ) -> Result<Head> {
+        store::lock(transaction).await?;
+        let before = store::head(&mut **transaction).await?.ok_or(LogError::NotBegun)?;
+        let frontier = self.check(&before)?;
+        let epoch = behind.epoch.max(before.epoch) + 1;
+        let (origin, size) = (origin_of(&self.origin, epoch), before.size);
+        let key = self.key.verifier_key(&origin);
+        let detail = serde_json::json!({ "anchored": behind.anchored.note(), "size": size, "epoch": epoch, "origin": origin });
+        let event = self.scribe.body(
+            EventType::LogRecovered,
+            Actor::Operator,
+            Subject::default(),
+            detail,
+            now,
+        );
+        crate::store::next_epoch(transaction, epoch, &origin, &key, &event).await?;
+        let head = Head { epoch, origin, key, ..before };
+        // One checkpoint over everything: the first of the new name covers the event that tells of it.
+        let events = store::pending(transaction, i32::MAX).await?;
+        let advanced = self.advance(transaction, head, frontier, &events, None).await?;
+        Ok(advanced.ok_or(LogError::Changed)?.0)
     }
 }
 

@@ -4,11 +4,12 @@
 
 use broker::log::SignedCheckpoint;
 use broker::log::export::MAX_LINE_BYTES;
-use broker::log::proof::Proof;
+use broker::log::proof::{Proof, from_export};
 use broker::log::tree::{MAX_SIZE, tile_place};
 use broker::log::verify::{Options, Verdict, examine, verify};
 use broker_fuzz::log::{EXPORT, NOTE, PROOF, bodies, key};
 use libfuzzer_sys::fuzz_target;
+use uuid::Uuid;
 
 fuzz_target!(|bytes: &[u8]| {
     assert!(bytes.len() < MAX_LINE_BYTES);
@@ -48,6 +49,14 @@ fuzz_target!(|bytes: &[u8]| {
             let ours = Proof::parse(PROOF).expect("ours");
             assert_eq!((proof.index, proof.body), (ours.index, ours.body), "it is not under that");
         }
+    }
+    // The seeds' last entry.
+    let event = Uuid::from_u128(6);
+    if let Some(proof) = from_export(|| Ok(bytes), event).expect("it is text, in memory")
+        && proof.verify(&key()).is_ok()
+    {
+        let body = str::from_utf8(&proof.body).expect("out of text");
+        assert!(bodies(str::from_utf8(EXPORT).expect("text")).any(|it| it == body));
     }
     if let Some(place) = tile_place(text) {
         assert!((1..=256).contains(&place.width) && place.start < MAX_SIZE && place.level < 64);

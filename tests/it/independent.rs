@@ -7,7 +7,7 @@ use std::process::Output;
 use axum::http::StatusCode;
 use broker::aws::AwsOptions;
 use broker::identity::Tokens;
-use broker::log::proof::{Proof, ProofError};
+use broker::log::proof::{Proof, ProofError, from_export};
 use broker::log::verify::{Options, Verdict};
 use broker::log::{LogKey, SignedCheckpoint};
 use secrecy::ExposeSecret;
@@ -68,7 +68,7 @@ async fn judge(folder: &TempDir, file: &str, key: &str) -> (Verdict, Output) {
 
 #[tokio::test]
 async fn a_whole_log_is_good_to_both_and_its_checkpoints_follow_each_other() {
-    let broker = now().await;
+    let (_sts, broker) = now().await;
     story(&broker).await;
     for size in [256, 257, 512, 1030] {
         grow(&broker, size).await;
@@ -111,6 +111,11 @@ async fn a_whole_log_is_good_to_both_and_its_checkpoints_follow_each_other() {
         let parsed = Proof::parse(&proof).unwrap();
         assert_eq!(parsed.index, u64::try_from(index).unwrap());
         assert_eq!(parsed.verify(&key), Ok(()));
+        let event: serde_json::Value = serde_json::from_slice(&parsed.body).unwrap();
+        let event = event["id"].as_str().unwrap().parse().unwrap();
+        let taken = from_export(|| Ok(file.as_bytes()), event).unwrap().unwrap();
+        let path = write(&folder, "taken", &taken.file());
+        is_good(&independent(&["proof", &path, "--key", &key]).await);
         let path = write(&folder, "proof", &proof);
         is_good(&independent(&["proof", &path, "--key", &key]).await);
     }
@@ -123,7 +128,7 @@ fn line<'a>(file: &'a str, holds: &str) -> &'a str {
 
 #[tokio::test]
 async fn an_export_that_was_changed_is_good_to_neither() {
-    let broker = now().await;
+    let (_sts, broker) = now().await;
     story(&broker).await;
     grow(&broker, 60).await;
     let (key, folder) = (pin(&broker), tempfile::tempdir().unwrap());
@@ -132,7 +137,7 @@ async fn an_export_that_was_changed_is_good_to_neither() {
     assert_eq!(ours, Verdict::Good);
     is_good(&theirs);
 
-    let (one, two) = (line(&file, "{\"n\":30}"), line(&file, "{\"n\":31}"));
+    let (one, two) = (line(&file, "{\"count\":30}"), line(&file, "{\"count\":31}"));
     let checkpoint = line(&file, "{\"checkpoint\":");
     let last_checkpoint = file.split_inclusive('\n').rfind(|it| it.contains("{\"checkpoint\":"));
     let last_checkpoint = last_checkpoint.unwrap();
@@ -149,8 +154,8 @@ async fn an_export_that_was_changed_is_good_to_neither() {
         replaced(line, &changed)
     };
     let cases = [
-        ("a number in a body", replaced("{\"n\":30}", "{\"n\":39}")),
-        ("a space in a body", replaced("{\"n\":30}", "{\"n\": 30}")),
+        ("a number in a body", replaced("{\"count\":30}", "{\"count\":39}")),
+        ("a space in a body", replaced("{\"count\":30}", "{\"count\": 30}")),
         ("a column", within(one, "\"actor\":\"broker\"", "\"actor\":\"person:bob\"")),
         ("a column too many", within(one, "\"actor\":", "\"doc_differs\":true,\"actor\":")),
         ("a time", within(one, "\"occurred_at\":\"20", "\"occurred_at\":\"19")),
@@ -210,17 +215,17 @@ fn pruned(entry: &str) -> String {
 /// Whoever can write the tables makes body, hash and columns agree; the root is what they cannot sign.
 #[tokio::test]
 async fn an_entry_that_agrees_with_its_hash_is_not_the_one_that_was_signed() {
-    let broker = now().await;
+    let (_sts, broker) = now().await;
     grow(&broker, 20).await;
     let (key, folder) = (pin(&broker), tempfile::tempdir().unwrap());
     let file = export(&broker).await;
-    let old = line(&file, "{\"n\":10}");
+    let old = line(&file, "{\"count\":10}");
     let body = |line: &str| {
         let body = line.split_once(",\"body\":").expect("a body").1;
         body.trim_end().strip_suffix('}').expect("a brace").to_owned()
     };
     let hash = |line: &str| broker::log::leaf_hash(body(line).as_bytes()).to_string();
-    let new = old.replacen("{\"n\":10}", "{\"n\":99}", 1);
+    let new = old.replacen("{\"count\":10}", "{\"count\":99}", 1);
     let new = new.replacen(&hash(old), &hash(&new), 1);
     let forged = file.replacen(old, &new, 1);
     let report = check(&forged, pinned(&key));
@@ -232,7 +237,7 @@ async fn an_entry_that_agrees_with_its_hash_is_not_the_one_that_was_signed() {
 
 #[tokio::test]
 async fn a_proof_that_was_changed_proves_nothing_to_either() {
-    let broker = now().await;
+    let (_sts, broker) = now().await;
     grow(&broker, 300).await;
     let (carol, key, folder) =
         (login(&broker, "carol"), pin(&broker), tempfile::tempdir().unwrap());
@@ -288,7 +293,7 @@ fn change_a_byte(path: &Path) {
 
 #[tokio::test]
 async fn a_mirror_with_one_byte_of_another_is_refused() {
-    let broker = now().await;
+    let (_sts, broker) = now().await;
     grow(&broker, 300).await;
     let old = checkpoints(&broker).await.remove(0);
     grow(&broker, 301).await;
@@ -328,7 +333,7 @@ async fn a_mirror_with_one_byte_of_another_is_refused() {
 
 #[tokio::test]
 async fn a_log_that_changed_hands_is_good_by_the_key_that_it_began_with() {
-    let broker = now().await;
+    let (_sts, broker) = now().await;
     story(&broker).await;
     let first = pin(&broker);
     let path = broker.config_dir.path().join("log.pem");
@@ -377,7 +382,7 @@ async fn a_log_that_changed_hands_is_good_by_the_key_that_it_began_with() {
 
 #[tokio::test]
 async fn nobody_but_ops_learns_that_there_is_a_log() {
-    let broker = now().await;
+    let (_sts, broker) = now().await;
     grow(&broker, 257).await;
     let (carol, sql) = (login(&broker, "carol"), "select event_id::text from log_leaf limit 1");
     let id: String = sqlx::query_scalar(sql).fetch_one(&broker.database.owner).await.unwrap();
@@ -402,7 +407,7 @@ async fn nobody_but_ops_learns_that_there_is_a_log() {
 
 #[tokio::test]
 async fn a_tile_that_cannot_be_is_not_there() {
-    let broker = now().await;
+    let (_sts, broker) = now().await;
     grow(&broker, 300).await;
     let carol = login(&broker, "carol");
     for path in [

@@ -39,8 +39,8 @@ pub fn codes(report: &Report) -> Vec<&'static str> {
     report.findings.iter().map(|it| it.fault.code()).collect()
 }
 
-/// A broker whose clock goes, like the database's.
-pub async fn now() -> TestBroker {
+/// A broker whose clock goes, like the database's, with its STS.
+pub async fn now() -> (FakeSts, TestBroker) {
     let clock = Clock::default();
     let sts = FakeSts::with(Mood::Good { now: clock.now() }).await;
     let broker = TestBroker::new(Setup { clock, ..Setup::fake(&sts) }).await;
@@ -51,7 +51,7 @@ pub async fn now() -> TestBroker {
             broker.broker.tell(EventType::KeyEnrolled, Actor::Operator, Subject::default(), detail);
         told.await.expect("recorded");
     }
-    broker
+    (sts, broker)
 }
 
 /// A signed lease that was issued, and an unsigned one.
@@ -68,7 +68,7 @@ pub async fn story(broker: &TestBroker) {
 pub async fn grow(broker: &TestBroker, size: u64) {
     broker.sequence().await;
     for n in size_of(broker).await..size {
-        let detail = json!({ "n": n });
+        let detail = json!({ "count": n });
         let told = broker.broker.tell(
             EventType::SignatureRejected,
             Actor::Broker,

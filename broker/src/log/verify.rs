@@ -316,6 +316,21 @@ pub struct ExaminedEntry {
     news: Option<News>,
 }
 
+impl ExaminedEntry {
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// As it went into the tree.
+    pub fn hash(&self) -> Hash {
+        self.hash
+    }
+}
+
 /// What an event says that matters for what follows.
 #[derive(Debug)]
 enum News {
