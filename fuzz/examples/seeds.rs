@@ -11,13 +11,18 @@ use broker::approval::{
     self as approval_file, Enrolment, Export, Lease, Signature, message, verify,
 };
 use broker::lease::{Assurance, Decision, FreezeKind, LeaseState};
+use broker::log::export::{Approval, End, FORMAT, Header, Line, Pruned};
+use broker::log::proof::{HEADER, Proof};
+use broker::log::tree::tile_place;
+use broker::log::verify::{Options, Verdict, verify as verify_log};
+use broker::log::{Checkpoint, Frontier, LogKey, SignedCheckpoint, leaf_hash};
 use broker::statement::act::{
     Act, ActKind, ActStatement, ActTerms, Change, Evidence, NewKey, NewPerson, TaskStart, Thaw,
 };
 use broker::statement::{Issuer, LeaseStatement, Meaning, Signers};
 use broker::verify::{Demand, SK_APPLICATION, UnverifiedSignature, check_signature};
 use broker_fuzz::{NOW, SIGNED, armor, enrolled};
-use broker_fuzz::{approval, passkey};
+use broker_fuzz::{approval, log, passkey};
 use ed25519_dalek::Signer;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256, Sha512};
@@ -212,7 +217,7 @@ fn acts(broker: &Issuer, bobs: &Key) -> ActStatement {
         },
         Change::SetGroups { handle: handle(), from: vec!["admins".into()], to: vec![] },
         Change::DisablePerson { handle: handle(), was_admin: true },
-        Change::EnablePerson { handle: handle() },
+        Change::EnablePerson { handle: handle(), groups: vec!["ops".into()] },
         Change::RevokeKey { handle: handle(), fingerprint: key().fingerprint },
     ];
     let task = TaskStart {
@@ -240,8 +245,8 @@ fn acts(broker: &Issuer, bobs: &Key) -> ActStatement {
     enrols
 }
 
-/// A lease that bob approved with a key that carol enrolled; and one that carol refused with a passkey.
-fn approvals() {
+/// A lease that bob approved with a key that carol enrolled, which is handed back; and one that carol refused with a passkey.
+fn approvals() -> Export {
     let [carols, _, bobs, _] = keys();
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/statement/write");
     let real = LeaseStatement::from_bytes(fs::read(kept).expect("a statement")).expect("one");
@@ -311,18 +316,177 @@ fn approvals() {
     refused.lease.state = LeaseState::Refused;
     (refused.lease.approved_at, refused.lease.claim_by) = (None, None);
     refused.lease.ended_at = Some(at);
-    for (name, export) in [("approved", approved), ("refused", refused)] {
+    for (name, export) in [("approved", approved.clone()), ("refused", refused)] {
         let inside = serde_json::to_vec(&export).expect("JSON");
         let file = approval::seal(export).expect("a file");
         verify(&file, Some(&approval::pin())).expect("ours verifies");
         write(&format!("seeds/approval/inside-{name}"), &inside);
         write(&format!("seeds/approval/file-{name}"), &file);
     }
+    approved
+}
+
+/// A log as it grows, and its export.
+struct Log {
+    key: LogKey,
+    origin: String,
+    frontier: Frontier,
+    file: String,
+}
+
+impl Log {
+    fn new(key: LogKey) -> Self {
+        let origin = log::ORIGIN.to_owned();
+        let header = Header {
+            format: FORMAT.into(),
+            origin: origin.clone(),
+            key: key.verifier_key(&origin),
+            exported_at: NOW,
+        };
+        let mut log = Self { key, origin, frontier: Frontier::default(), file: String::new() };
+        log.line(Line::Export(header));
+        log
+    }
+
+    fn line(&mut self, line: Line) {
+        self.file += &line.text();
+    }
+
+    /// An event's row, and its bytes.
+    fn event(&self, kind: &str, more: Value) -> (Value, String) {
+        let id = Uuid::from_u128(self.frontier.size().into()).to_string();
+        let time = "2026-01-01T12:00:00Z";
+        let mut columns = json!({ "seq": self.frontier.size() + 1, "recorded_at": time, "id": id, "type": kind, "occurred_at": time, "actor": "broker" });
+        for name in ["agent", "sponsor", "scope", "lease_id", "session_id"] {
+            if !more[name].is_null() {
+                columns[name] = more[name].clone();
+            }
+        }
+        let body = json!({ "actor": "broker", "data": more, "id": id, "source": "http://localhost:1", "specversion": "1.0", "time": time, "type": kind });
+        (columns, body.to_string())
+    }
+
+    fn entry(&mut self, kind: &str, data: Value) {
+        let (mut columns, body) = self.event(kind, data);
+        let hash = leaf_hash(body.as_bytes());
+        columns["index"] = self.frontier.size().into();
+        columns["leaf_hash"] = hash.to_string().into();
+        self.file += &format!("{{\"event\":{columns},\"body\":{body}}}\n");
+        self.frontier.append(hash, |_| {});
+    }
+
+    fn pruned(&mut self) {
+        let leaf_hash = leaf_hash(b"long ago");
+        self.line(Line::Pruned(Pruned { index: self.frontier.size(), leaf_hash }));
+        self.frontier.append(leaf_hash, |_| {});
+    }
+
+    fn checkpoint(&mut self, new: Option<LogKey>) -> SignedCheckpoint {
+        let root = self.frontier.root();
+        let it = Checkpoint { origin: self.origin.clone(), size: self.frontier.size(), root };
+        let keys: Vec<_> = std::iter::once(&self.key).chain(&new).collect();
+        let signed = it.sign(&keys).expect("a note");
+        if let Some(new) = new {
+            self.key = new;
+        }
+        self.line(Line::Checkpoint(signed.note().to_owned()));
+        signed
+    }
+
+    /// The file, with an event that waits.
+    fn end(mut self) -> String {
+        let (columns, body) = self.event("probe.issued", json!({ "detail": {} }));
+        self.file += &format!("{{\"waiting\":{columns},\"body\":{body}}}\n");
+        self.line(Line::End(End { size: self.frontier.size(), waiting: 1 }));
+        self.file
+    }
+}
+
+/// A log with an approval in it, its checkpoint, and a proof; and one that was through everything.
+fn logs(approved: Export) {
+    let key = approved.signatures[0].key.fingerprint.clone();
+    let statement = STANDARD.decode(&approved.statement).expect("base64");
+    let sealed = LeaseStatement::from_bytes(statement).expect("a statement");
+    let approval = Approval {
+        lease: approved.lease.clone(),
+        statement: approved.statement,
+        signatures: approved.signatures,
+    };
+    let lease = approved.lease.id.to_string();
+    let issued = json!({ "agent": "demo-agent", "sponsor": "alice", "scope": "prod-rw", "lease_id": lease,
+        "detail": { "tier": sealed.terms().tier, "statement_sha256": sealed.sha256() } });
+    let tell = |log: &mut Log| {
+        log.entry("log.started", json!({}));
+        log.entry(
+            "key.enrolled",
+            json!({ "detail": { "act": { "key": { "fingerprint": key } } } }),
+        );
+        log.checkpoint(None);
+        log.entry("lease.issued", issued.clone());
+        log.line(Line::Approval(Box::new(approval.clone())));
+        log.entry("freeze.ended", json!({ "detail": {} }));
+    };
+    let mut whole = Log::new(log::signs());
+    tell(&mut whole);
+    whole.checkpoint(None);
+    whole.entry("task.started", json!({}));
+    whole.entry("task.ended", json!({}));
+    let before = whole.frontier.clone();
+    whole.entry("key.revoked", json!({ "detail": { "act": { "fingerprint": key } } }));
+    let newest = whole.checkpoint(None);
+    // The last entry's path: the subtrees that the tree ended with before it, the smallest first.
+    let path = before.bytes();
+    let path = path.chunks(32).rev().map(|it| STANDARD.encode(it) + "\n").collect::<String>();
+    let file = whole.end();
+    let body = log::bodies(&file).last().expect("an entry");
+    let extra = STANDARD.encode(body);
+    let index = before.size();
+    let proof = format!("{HEADER}\nextra {extra}\nindex {index}\n{path}\n{}", newest.note());
+    let read = Proof::parse(&proof).expect("ours parses");
+    read.verify(&log::key()).expect("ours verifies");
+    good(&file, Some(log::key()), vec![newest.clone()], Verdict::Good);
+    write("seeds/log/export", file.as_bytes());
+    write("seeds/log/checkpoint", newest.note().as_bytes());
+    write("seeds/log/proof", proof.as_bytes());
+
+    // Another log: it changed hands, lost its end, and months of it are elsewhere.
+    let mut long = Log::new(LogKey::from_bytes(&[12; 32]));
+    tell(&mut long);
+    long.pruned();
+    long.pruned();
+    long.entry(
+        "log.partition-exported",
+        json!({ "detail": { "first_index": 0, "last_index": 5 } }),
+    );
+    let next = || LogKey::from_bytes(&[13; 32]);
+    let new = next().verifier_key(log::ORIGIN);
+    long.entry("log.rotated", json!({ "detail": { "new": new } }));
+    long.checkpoint(Some(next()));
+    let (size, origin) = (long.frontier.size(), format!("{}/2", log::ORIGIN));
+    let lost = Checkpoint { origin: log::ORIGIN.into(), size: size + 9, root: leaf_hash(b"lost") };
+    let lost = lost.sign(&[&next()]).expect("a note");
+    let detail = json!({ "anchored": lost.note(), "size": size, "origin": origin });
+    long.entry("log.recovered", json!({ "detail": detail }));
+    long.origin = origin;
+    long.checkpoint(None);
+    let file = long.end();
+    good(&file, None, vec![lost], Verdict::Incomplete);
+    write("seeds/log/long", file.as_bytes());
+    for (name, path) in [("tile", "1/x001/000.p/255"), ("bundle", "entries/000")] {
+        assert!(tile_place(path).is_some());
+        write(&format!("seeds/log/{name}"), path.as_bytes());
+    }
+}
+
+fn good(file: &str, key: Option<String>, anchors: Vec<SignedCheckpoint>, verdict: Verdict) {
+    let options = Options { key, anchors, covered_within: Duration::HOUR };
+    let report = verify_log(file.as_bytes(), options, |_| ()).expect("it is in memory");
+    assert_eq!(report.verdict(), verdict, "{}", report.text());
 }
 
 fn main() {
     passkeys();
-    approvals();
+    logs(approvals());
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut some = String::new();
     for key in keys() {

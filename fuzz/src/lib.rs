@@ -4,6 +4,7 @@
 //! mutates those gets deep into the verifier, and forges nothing: it does not know how to sign.
 
 pub mod approval;
+pub mod log;
 pub mod passkey;
 
 use base64::Engine;

@@ -14,6 +14,7 @@ mod enforced;
 mod failing;
 mod floods;
 mod hardware;
+mod independent;
 mod log;
 mod narrowing;
 mod oracle;

@@ -4,6 +4,7 @@
 pub mod corpus;
 pub mod history;
 pub mod keys;
+pub mod logs;
 pub mod oracle;
 pub mod program;
 pub mod relay;

@@ -1,13 +1,12 @@
 //! The log, for people who may read everything: what a verifier needs, over HTTP.
 
-use tlog_tiles::Tile;
 use uuid::Uuid;
 
 use super::Broker;
 use crate::error::{Error, Result};
 use crate::export;
 use crate::identity::Caller;
-use crate::log::tree::TILE_HEIGHT;
+use crate::log::tree::{TilePlace, tile_place};
 use crate::store;
 
 /// A part of an export.
@@ -49,19 +48,15 @@ impl Broker {
     /// A tile, or a bundle of entries, by its path after `tile/` (C2SP tlog-tiles).
     pub async fn tile(&self, caller: &Caller, path: &str) -> Result<Vec<u8>> {
         self.may_read_the_log(caller).await?;
-        let (bundle, path) = match path.strip_prefix("entries/") {
-            Some(rest) => (true, format!("tile/{TILE_HEIGHT}/data/{rest}")),
-            None => (false, format!("tile/{TILE_HEIGHT}/{path}")),
-        };
-        let tile = Tile::from_path(&path).map_err(|_| Error::NotFound)?;
-        let start = tile.level_index().checked_shl(TILE_HEIGHT.into()).ok_or(Error::NotFound)?;
-        let (pool, width) = (&self.log.pool, u64::from(tile.width()));
+        let TilePlace { bundle, level, start, width } = tile_place(path).ok_or(Error::NotFound)?;
+        let (pool, width) = (&self.log.pool, u64::from(width));
         if !bundle {
-            let data = store::log::tile(pool, tile.level(), start, width).await?;
+            let data = store::log::tile(pool, level, start, width).await?;
             let whole = data.len() as u64 == width * tlog_tiles::HASH_SIZE as u64;
             return if whole { Ok(data) } else { Err(Error::NotFound) };
         }
-        let rows = store::log::entries(pool, start, i64::from(tile.width())).await?;
+        let rows =
+            store::log::entries(pool, start, i64::try_from(width).unwrap_or_default()).await?;
         let mut bytes = Vec::new();
         let mut count = 0;
         for event in rows.into_iter().filter_map(|it| it.event) {

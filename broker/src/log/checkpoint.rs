@@ -7,7 +7,7 @@ use ed25519_dalek::{SignatureError, Signer as _, SigningKey};
 use secrecy::{ExposeSecret, SecretString};
 use signed_note::{Note, StandardVerifier, Verifier, VerifierList};
 
-use super::tree::Hash;
+use super::tree::{Hash, MAX_SIZE};
 
 /// A note that a stranger sends may not be larger.
 const MAX_NOTE_BYTES: usize = 16 * 1024;
@@ -60,6 +60,7 @@ impl SignedCheckpoint {
         };
         // One spelling.
         if origin.is_empty()
+            || MAX_SIZE < checkpoint.size
             || checkpoint.text() != parsed.text()
             || parsed.to_bytes() != note.as_bytes()
         {
@@ -222,9 +223,9 @@ mod tests {
         let note = signed.note();
         let extended = note.replacen("\n\n", "\nmore\n\n", 1);
         let zeroes = note.replacen("\n3\n", "\n03\n", 1);
-        for text in
-            ["", "x", "a\n1\nb\n\n", extended.as_str(), zeroes.as_str(), &note[1..note.len() - 3]]
-        {
+        let endless = note.replacen("\n3\n", "\n18446744073709551615\n", 1);
+        let cut = &note[1..note.len() - 3];
+        for text in ["", "x", "a\n1\nb\n\n", &extended, &zeroes, &endless, cut] {
             assert_eq!(SignedCheckpoint::parse(text), Err(NoteError::Malformed), "{text:?}");
         }
     }

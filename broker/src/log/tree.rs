@@ -1,10 +1,44 @@
 //! The tree, as far as appending needs it: `tlog_tiles` has the proofs.
 
 pub use tlog_tiles::Hash;
-use tlog_tiles::{EMPTY_HASH, HASH_SIZE, node_hash, record_hash};
+use tlog_tiles::{EMPTY_HASH, HASH_SIZE, Tile, node_hash, record_hash};
 
 /// Tiles hold hashes of every eighth level.
 pub const TILE_HEIGHT: u8 = 8;
+
+/// No log has more entries: a larger number is no number in JSON any more.
+pub const MAX_SIZE: u64 = 1 << 53;
+
+/// A tile, or a bundle of entries with the same hashes below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TilePlace {
+    pub bundle: bool,
+    /// Of tiles: 0 for leaves.
+    pub level: u8,
+    /// Of its first hash, in its level.
+    pub start: u64,
+    pub width: u16,
+}
+
+/// Reads a path after `tile/` (C2SP tlog-tiles): `LEVEL/INDEX[.p/WIDTH]` or `entries/INDEX[.p/WIDTH]`.
+pub fn tile_place(path: &str) -> Option<TilePlace> {
+    let (level, rest) = path.split_once('/')?;
+    let bundle = level == "entries";
+    // The library panics at levels and widths that no tile has.
+    let known = bundle || level.parse::<u8>().is_ok_and(|it| it < 64);
+    let partial = rest.rsplit_once(".p/").is_none_or(|(_, width)| width.starts_with(|it| '0' < it));
+    let level = if bundle { "data" } else { level };
+    if !known || !partial {
+        return None;
+    }
+    let tile = Tile::from_path(&format!("tile/{TILE_HEIGHT}/{level}/{rest}")).ok()?;
+    (tile.level_index() < MAX_SIZE >> TILE_HEIGHT).then(|| TilePlace {
+        bundle,
+        level: tile.level(),
+        start: tile.level_index() << TILE_HEIGHT,
+        width: u16::try_from(tile.width()).expect("256 at most"),
+    })
+}
 
 /// RFC 6962, section 2.1: the hash of an entry.
 pub fn leaf_hash(body: &[u8]) -> Hash {
@@ -115,5 +149,45 @@ mod tests {
         assert_eq!(Frontier::read(3, &[0; 32]), None);
         assert_eq!(Frontier::read(1, &[0; 33]), None);
         assert_eq!(Frontier::read(0, &[]), Some(Frontier::default()));
+    }
+
+    #[test]
+    fn a_path_is_one_tiles_and_a_tile_has_one_path() {
+        let tile = |bundle, level, start, width| Some(TilePlace { bundle, level, start, width });
+        assert_eq!(tile_place("0/000"), tile(false, 0, 0, 256));
+        assert_eq!(tile_place("2/x001/x234/067.p/255"), tile(false, 2, 1_234_067 << 8, 255));
+        assert_eq!(tile_place("entries/001.p/1"), tile(true, 0, 256, 1));
+        for path in [
+            "",
+            "0",
+            "0/",
+            "/000",
+            "0/0",
+            "0/0000",
+            "0/x000",
+            "0/x000/001",
+            "00/000",
+            "64/000",
+            "-1/000",
+            "+1/000",
+            "0/000.p",
+            "0/000.p/",
+            "0/000.p/0",
+            "0/000.p/00",
+            "0/000.p/+0",
+            "0/000.p/01",
+            "0/000.p/256",
+            "0/000.p/1/1",
+            "data/000",
+            "entries",
+            "entries/000.p/0",
+            "entries/entries/000",
+            "0/../000",
+            // 2^56: its first hash has the number of the log's first.
+            "0/x072/x057/x594/x037/x927/936",
+            "0/x018/x446/x744/x073/x709/x551/615",
+        ] {
+            assert_eq!(tile_place(path), None, "{path}");
+        }
     }
 }

@@ -80,13 +80,13 @@ pub enum Fault {
     NotCovered,
     #[error("an event was under no checkpoint for longer than it may be")]
     Stale,
-    #[error("the {kind} {id} has no event {event}")]
+    #[error("the {} {} has no event {}", name(kind), name(id), name(event))]
     Unrecorded { kind: String, id: String, event: String },
-    #[error("lease {0} was issued, and nobody's approval is there")]
+    #[error("lease {} was issued, and nobody's approval is there", name(.0))]
     ApprovalMissing(String),
-    #[error("the approval of lease {lease} does not count: {why}")]
+    #[error("the approval of lease {} does not count: {why}", name(lease))]
     Approval { lease: String, why: String },
-    #[error("the log does not tell that key {0} was good then")]
+    #[error("the log does not tell that key {} was good then", name(.0))]
     Key(String),
     #[error("the anchored checkpoint of {0} entries does not count: {1}")]
     AnchorSignature(u64, NoteError),
