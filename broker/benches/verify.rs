@@ -1,6 +1,7 @@
 //! What checking an exported log costs, against what SHA-256 alone costs on the same bytes:
 //! `cargo bench -p broker --bench verify --no-default-features`.
 
+use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,11 @@ fn main() {
     let entries = if std::env::args().any(|it| it == "--bench") { ENTRIES } else { 300 };
     let (file, bodies) = log(entries);
     let bytes: usize = bodies.iter().map(Vec::len).sum();
-    println!("{entries} entries, {} bytes each, {} MB as a file", bytes / bodies.len(), file.len() / 1_000_000);
+    println!(
+        "{entries} entries, {} bytes each, {} MB as a file",
+        bytes / bodies.len(),
+        file.len() / 1_000_000
+    );
     let mut best = [Duration::MAX; 2];
     for _ in 0..ROUNDS {
         let hashed = timed(|| {
@@ -58,7 +63,8 @@ fn log(entries: u64) -> (String, Vec<Vec<u8>>) {
     let mut file = Line::Export(header).text();
     let (mut frontier, mut bodies) = (Frontier::default(), Vec::new());
     for n in 0..entries {
-        let (id, time) = (format!("01a1ff5c-a5a7-7579-8765-{n:012}"), "2026-11-21T18:57:46.957891Z");
+        let (id, time) =
+            (format!("01a1ff5c-a5a7-7579-8765-{n:012}"), "2026-11-21T18:57:46.957891Z");
         let lease = format!("01a1ff5c-a5a7-7579-9999-{:012}", n / 6);
         let body = format!(
             r#"{{"actor":"agent:agent-{0}","data":{{"agent":"agent-{0}","detail":{{"access_key_id":"ASIA509E86CDED7D41EF","session_name":"{lease}-0d95ff3a"}},"lease_id":"{lease}","scope":"staging-rw","session_id":"{id}","sponsor":"alice"}},"id":"{id}","source":"https://broker.example.com","specversion":"1.0","time":"{time}","type":"session.issued"}}"#,
@@ -66,10 +72,12 @@ fn log(entries: u64) -> (String, Vec<Vec<u8>>) {
         );
         let hash = leaf_hash(body.as_bytes());
         frontier.append(hash, |_| {});
-        file += &format!(
+        write!(
+            file,
             "{{\"event\":{{\"index\":{n},\"leaf_hash\":\"{hash}\",\"seq\":{n},\"recorded_at\":\"2026-11-21T18:57:46.959002Z\",\"id\":\"{id}\",\"type\":\"session.issued\",\"occurred_at\":\"{time}\",\"actor\":\"agent:agent-{0}\",\"agent\":\"agent-{0}\",\"sponsor\":\"alice\",\"scope\":\"staging-rw\",\"lease_id\":\"{lease}\",\"session_id\":\"{id}\"}},\"body\":{body}}}\n",
             n % 300
-        );
+        )
+        .expect("a string takes it");
         bodies.push(body.into_bytes());
         if n % 100 == 99 || n + 1 == entries {
             let checkpoint =

@@ -34,14 +34,16 @@ pub struct Anchor {
 enum Kind {
     /// A folder elsewhere: a mount of another machine.
     File(PathBuf),
-    Bucket(Bucket),
+    Bucket(Box<Bucket>),
 }
 
 impl Anchor {
     pub fn new(settings: &Settings, access: &Access) -> Self {
         let kind = match settings {
             Settings::File { path, .. } => Kind::File(path.clone()),
-            Settings::S3(bucket) => Kind::Bucket(Bucket::new(bucket.clone(), access.clone())),
+            Settings::S3(bucket) => {
+                Kind::Bucket(Box::new(Bucket::new(bucket.clone(), access.clone())))
+            }
         };
         Self { name: settings.name().to_owned(), kind }
     }

@@ -719,7 +719,7 @@ mod tests {
     fn an_anchor_has_a_name_and_a_principal_of_its_own() {
         let with = |anchors: &str| {
             let text = GOOD.replace("log.pem\"\n", &format!("log.pem\"\nanchors = [{anchors}]\n"));
-            settings(&text).map(drop).map_err(|error| error.to_string())
+            settings(&text).map(drop)
         };
         let bucket = |name: &str, user: &str, profile: &str| {
             format!(

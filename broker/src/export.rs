@@ -99,9 +99,6 @@ fn columns(
 ) -> Columns<'_> {
     let text = |it: String| Text(it.into());
     let time = |at: OffsetDateTime| text(at.format(&Rfc3339).unwrap_or_default());
-    fn borrowed(it: Option<&String>) -> Option<Text<'_>> {
-        it.map(|it| Text(it.as_str().into()))
-    }
     Columns {
         index,
         leaf_hash,
@@ -130,4 +127,8 @@ async fn approval(pool: &PgPool, id: LeaseId, out: &mut String) -> sqlx::Result<
     };
     out.push_str(&Line::Approval(Box::new(approval)).text());
     Ok(())
+}
+
+fn borrowed(it: Option<&String>) -> Option<Text<'_>> {
+    it.map(|it| Text(it.as_str().into()))
 }

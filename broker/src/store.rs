@@ -109,6 +109,13 @@ impl Warrant {
         &self.session.name
     }
 
+    /// An event's detail, with the tier and the digest of the bytes that people signed: whoever verifies the log looks for them.
+    fn with_what_was_signed(&self, mut detail: serde_json::Value) -> serde_json::Value {
+        detail["tier"] = self.tier.into();
+        detail["statement_sha256"] = self.statement_sha256.as_deref().into();
+        detail
+    }
+
     pub fn assume_role(&self) -> &AssumeRole {
         &self.assume_role
     }

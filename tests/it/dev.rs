@@ -682,6 +682,8 @@ fn its_environment_is_complete_and_private(dev: &Dev) {
         "BROKER_ADMIN_DATABASE_URL",
         "BROKER_KEYS",
         "BROKER_OPS_DATABASE_URL",
+        "BROKER_RETENTION_DATABASE_URL",
+        "BROKER_SEQUENCER_DATABASE_URL",
         "BROKER_TOKEN",
         "BROKER_URL",
     ];

@@ -88,6 +88,7 @@ async fn a_touch_and_a_pin_through_ssh_agent_approve_what_destroys() {
     let answer = broker.send_signature(id, "approve", &signature).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
     assert_eq!(flags(&broker, id).await, (Some(true), Some(true)));
+    broker.anchor().await;
     assert_eq!(broker.claim(id).await.status, StatusCode::OK);
     assert_eq!(sts.calls(), 1);
 }

@@ -134,7 +134,10 @@ impl Site {
         ] {
             let text = std::fs::read_to_string(self.config_dir.join(name)).expect(name);
             let listen = |port| format!("listen = \"127.0.0.1:{port}\"");
-            write_secret(&dir.join(name), &text.replace(&listen(self.first_port), &listen(port)));
+            let text = text.replace(&listen(self.first_port), &listen(port));
+            // Servers share their anchors.
+            let anchor = format!("path = \"{}\"", self.config_dir.join("anchor").display());
+            write_secret(&dir.join(name), &text.replace("path = \"anchor\"", &anchor));
         }
         self.serve(dir, port).await
     }

@@ -21,14 +21,13 @@ impl Broker {
     pub async fn export_page(&self, caller: &Caller, from: Option<(u64, u64)>) -> Result<Page> {
         self.may_read_the_log(caller).await?;
         let pool = &self.log.pool;
-        let (mut lines, from, size) = match from {
-            Some((from, size)) => (String::new(), from, size),
-            None => {
-                let header = export::header(pool, self.clock.now()).await?;
-                let head = store::log::head(pool).await?;
-                let (header, head) = header.zip(head).ok_or(Error::NotFound)?;
-                (header, 0, head.size)
-            }
+        let (mut lines, from, size) = if let Some((from, size)) = from {
+            (String::new(), from, size)
+        } else {
+            let header = export::header(pool, self.clock.now()).await?;
+            let head = store::log::head(pool).await?;
+            let (header, head) = header.zip(head).ok_or(Error::NotFound)?;
+            (header, 0, head.size)
         };
         let (entries, next) = export::page(pool, from, size).await?;
         lines += &entries;

@@ -238,9 +238,7 @@ pub async fn settle(
             let detail = json!({ "access_key_id": minted.access_key_id, "session_name": warrant.session.name });
             let issued =
                 scribe.entry(EventType::SessionIssued, actor, subject, detail.clone(), now);
-            let mut of_lease = detail.clone();
-            of_lease["tier"] = json!(warrant.tier);
-            of_lease["statement_sha256"] = json!(warrant.statement_sha256);
+            let of_lease = warrant.with_what_was_signed(detail.clone());
             let lease_event = scribe.body(EventType::LeaseIssued, actor, subject, of_lease, now);
             let settled = sqlx::query!(
                 r#"
