@@ -72,6 +72,8 @@ pub struct Sequencer {
     seen: Mutex<Place>,
     /// Why nothing is served any more.
     halted: OnceLock<String>,
+    /// The comparison with the anchors has gone well.
+    compared: OnceLock<()>,
     /// Why nothing is served yet: what the comparison with the anchors came to so far.
     waits: Mutex<Option<String>>,
     /// A lease waits for its approval to be anchored.
@@ -105,6 +107,7 @@ impl Sequencer {
             wait: settings.wait.std(),
             seen: Mutex::default(),
             halted: OnceLock::new(),
+            compared: OnceLock::new(),
             waits: Mutex::default(),
             hurry: Notify::new(),
         })
@@ -125,8 +128,11 @@ impl Sequencer {
         self.scribe.body(kind, actor, Subject::default(), detail, self.clock.now())
     }
 
-    /// Nothing is served until [`compare`](Self::compare) has gone well.
+    /// Nothing is served until [`compare`](Self::compare) has gone well, if it has not.
     pub fn hold_back(&self, why: String) {
+        if self.compared.get().is_some() {
+            return;
+        }
         *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
@@ -267,6 +273,7 @@ impl Sequencer {
         if errors.len() == self.anchors.len() && !errors.is_empty() {
             return Err(LogError::NoAnchor(errors.join("; ")));
         }
+        self.compared.get_or_init(|| ());
         *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }

@@ -107,23 +107,20 @@ pub(crate) fn export(context: &Context, args: &ExportArgs) -> Result<()> {
 }
 
 pub(crate) fn prove(context: impl FnOnce() -> Result<Context>, args: &ProveArgs) -> Result<()> {
-    let proof = match &args.from {
-        Some(path) => {
-            let open = || File::open(path).map(BufReader::new);
-            let unread = |error: std::io::Error| unreadable(path, &error.to_string());
-            let proof = broker::log::proof::from_export(open, args.event).map_err(unread)?;
-            let none = || {
-                Failure::invalid(
-                    format!("event {} is under no checkpoint of {}", args.event, path.display()),
-                    "Check the id; an event of the last moments has its place a little later: export again.",
-                )
-            };
-            proof.ok_or_else(none)?.file()
-        }
-        None => {
-            let path = format!("/v1/audit/events/{}/proof", args.event);
-            context()?.as_person_or_agent()?.get_text(&path)?
-        }
+    let proof = if let Some(path) = &args.from {
+        let open = || File::open(path).map(BufReader::new);
+        let unread = |error: std::io::Error| unreadable(path, &error.to_string());
+        let proof = broker::log::proof::from_export(open, args.event).map_err(unread)?;
+        let none = || {
+            Failure::invalid(
+                format!("event {} is under no checkpoint of {}", args.event, path.display()),
+                "Check the id; an event of the last moments has its place a little later: export again.",
+            )
+        };
+        proof.ok_or_else(none)?.file()
+    } else {
+        let path = format!("/v1/audit/events/{}/proof", args.event);
+        context()?.as_person_or_agent()?.get_text(&path)?
     };
     match &args.file {
         None => output::bytes(proof.as_bytes()),
