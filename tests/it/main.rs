@@ -2,6 +2,7 @@
 
 mod acts;
 mod agent;
+mod anchors;
 mod approval;
 mod budgets;
 mod check;
@@ -14,6 +15,7 @@ mod enforced;
 mod failing;
 mod hardware;
 mod log;
+mod log_attacks;
 mod narrowing;
 mod oracle;
 mod people;
@@ -23,6 +25,7 @@ mod record;
 mod rules;
 mod schema;
 mod secrets;
+mod sequencer;
 mod sign;
 mod stop;
 mod stop_attacks;
