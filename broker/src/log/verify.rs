@@ -577,7 +577,9 @@ impl Verifier {
             Examined::Entry(entry) => self.entry(*entry),
             Examined::Waiting { id, recorded_at, faults, news } => {
                 // A month may have been dropped this very moment.
-                news.into_iter().for_each(|it| self.put_away(it));
+                if let Some(news) = news {
+                    self.put_away(news);
+                }
                 self.waiting(id, &recorded_at, faults);
             }
             Examined::Other(line) => self.other(*line),
