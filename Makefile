@@ -27,6 +27,9 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares
 
+# How many events the history of `make bench` has. Ten million take 20 GB in the temporary directory, until it is done.
+EVENTS ?= 10000000
+
 .PHONY: help
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=@ read -r target text; \
@@ -82,9 +85,10 @@ fuzz: setup ## Feed the readers of signatures and statements what nobody would s
 	done
 
 .PHONY: bench
-bench: setup ## Measure what a decision costs, and how long an agent waits for a signature's effect
+bench: setup ## Measure what a decision costs, how long an agent waits for a signature's effect, and what EVENTS cost
 	cargo bench --locked --package broker --bench decide
 	@ulimit -n hard && cargo bench --locked --package tests --bench waiting
+	@EVENTS=$(EVENTS) cargo bench --locked --package tests --bench history
 
 .PHONY: fmt
 fmt: ## Format the code

@@ -4,6 +4,7 @@ mod request;
 
 mod approval;
 mod claim;
+mod refuse;
 mod sign;
 
 mod act;
@@ -15,7 +16,7 @@ pub(crate) use self::act::{nonce, whole_microseconds};
 pub use self::record::Page;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use sqlx::PgPool;
 use tokio::sync::{Notify, OnceCell, broadcast};
@@ -53,6 +54,7 @@ pub struct Broker {
     to_stop: Notify,
     /// Whose policies this server writes.
     roles: stop::Roles,
+    refusals: Arc<refuse::Refusals>,
 }
 
 /// AWS, as the minter and as the revoker.
@@ -97,6 +99,7 @@ impl Broker {
             changes,
             to_stop: Notify::new(),
             roles: stop::Roles::default(),
+            refusals: Arc::default(),
         }
     }
 

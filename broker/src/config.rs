@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
 use crate::actions;
 use crate::arn::Arn;
@@ -160,6 +160,12 @@ impl Aws {
 
     fn default_stop_margin() -> Span {
         Span(Duration::seconds(30))
+    }
+
+    /// The time that AWS is told when all that may have begun by now is to be refused: a whole second, as AWS counts.
+    pub fn cut_off(&self, now: OffsetDateTime) -> OffsetDateTime {
+        let at = now + self.stop_margin.0 + self.call_timeout.0;
+        at.replace_nanosecond(0).expect("zero is a nanosecond") + Duration::SECOND
     }
 
     /// The broker's own principals, by name.
@@ -707,7 +713,36 @@ mod tests {
         settings.validate().map(|()| settings)
     }
 
-    const GOOD: &str = "origin = \"https://broker.example\"\nlisten = \"127.0.0.1:8750\"\ninstance_key = \"k.pem\"\n[aws]\nregion = \"eu-west-1\"\nminter = { arn = \"arn:aws:iam::999999999999:user/minter\" }\nrevoker = { arn = \"arn:aws:iam::999999999999:user/revoker\", profile = \"revoker\" }\ndoctor = { arn = \"arn:aws:iam::999999999999:user/doctor\", profile = \"doctor\" }\n[home]\naccounts = [\"999999999999\"]\n";
+    const GOOD: &str = "origin = \"https://broker.example\"\nlisten = \"127.0.0.1:8750\"\ninstance_key = \"k.pem\"\n[aws]\nregion = \"eu-west-1\"\nminter = { arn = \"arn:aws:iam::999999999999:user/minter\" }\nrevoker = { arn = \"arn:aws:iam::999999999999:user/revoker\", profile = \"revoker\" }\ndoctor = { arn = \"arn:aws:iam::999999999999:user/doctor\", profile = \"doctor\" }\n[log]\norigin = \"broker.example/log\"\nkey = \"log.pem\"\n[home]\naccounts = [\"999999999999\"]\n";
+
+    #[test]
+    fn an_anchor_has_a_name_and_a_principal_of_its_own() {
+        let with = |anchors: &str| {
+            let text = GOOD.replace("log.pem\"\n", &format!("log.pem\"\nanchors = [{anchors}]\n"));
+            settings(&text).map(drop).map_err(|error| error.to_string())
+        };
+        let bucket = |name: &str, user: &str, profile: &str| {
+            format!(
+                "{{ kind = \"s3\", name = \"{name}\", bucket = \"b\", region = \"eu-west-1\", principal = {{ arn = \"arn:aws:iam::111111111111:user/{user}\"{profile} }} }}"
+            )
+        };
+        let own = ", profile = \"anchor\"";
+        let folder = "{ kind = \"file\", name = \"folder\", path = \"/mnt/elsewhere\" }";
+        assert_eq!(with(&format!("{folder}, {}", bucket("vault", "anchor", own))), Ok(()));
+        for (anchors, why) in [
+            (format!("{folder}, {folder}"), "name of its own"),
+            (bucket("vault", "anchor", ""), "needs a `profile`"),
+            (bucket("vault", "anchor", ", profile = \"revoker\""), "is aws.revoker"),
+            (
+                "{ kind = \"file\", name = \"x\", path = \"/\", bucket = \"b\" }".to_owned(),
+                "unknown field",
+            ),
+            ("{ kind = \"mail\", name = \"x\" }".to_owned(), "unknown variant"),
+        ] {
+            let error = with(&anchors).expect_err(&anchors);
+            assert!(error.contains(why), "{anchors}: {error}");
+        }
+    }
 
     #[test]
     fn plain_http_beyond_loopback_needs_the_operators_word() {
@@ -721,7 +756,7 @@ mod tests {
     #[test]
     fn an_unknown_field_and_a_span_without_a_unit_say_where_and_what() {
         let unknown = settings(&format!("{GOOD}sts = 1\n")).unwrap_err();
-        assert!(unknown.contains("line 11") && unknown.contains("unknown field"), "{unknown}");
+        assert!(unknown.contains("line 14") && unknown.contains("unknown field"), "{unknown}");
         let span = settings(&format!("{GOOD}[limits]\nsign_within = \"30\"\n")).unwrap_err();
         assert!(span.contains("write whole seconds or more"), "{span}");
     }

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey};
 use ed25519_dalek::{Signer as _, SigningKey};
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
@@ -64,7 +65,7 @@ pub struct TaskGrant<'a> {
     pub expires_at: OffsetDateTime,
 }
 
-/// Why a token is not believed. Logged; the caller learns only that it is not authenticated.
+/// Why a token is not believed. Logged and recorded; the caller learns only that it is not authenticated.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     #[error("no bearer token")]
@@ -74,9 +75,37 @@ pub enum TokenError {
     #[error("of another kind")]
     OtherKind,
     #[error("expired")]
-    Expired,
+    Expired {
+        /// Whom we had made it for; nobody for a nonce.
+        claimed: Option<Box<Caller>>,
+    },
     #[error("not valid: {0}")]
     Invalid(#[from] jsonwebtoken::errors::Error),
+}
+
+impl TokenError {
+    /// The stable code of the record; nothing where there was no token.
+    pub fn code(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Missing => return None,
+            Self::TooLong => "too-long",
+            Self::OtherKind => "other-kind",
+            Self::Expired { .. } => "expired",
+            Self::Invalid(error) => match error.kind() {
+                ErrorKind::InvalidSignature => "bad-signature",
+                ErrorKind::InvalidIssuer | ErrorKind::InvalidAudience => "other-broker",
+                _ => "malformed",
+            },
+        })
+    }
+
+    /// Who the token says it is of, where we had signed it.
+    pub fn claimed(&self) -> Option<&Caller> {
+        match self {
+            Self::Expired { claimed } => claimed.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -219,7 +248,11 @@ impl Tokens {
 
     /// The id of a nonce that is ours and still fresh.
     pub fn check_nonce(&self, nonce: &str, now: OffsetDateTime) -> Result<Uuid, TokenError> {
-        Ok(self.open::<NonceClaims>(NONCE, nonce, now)?.jti)
+        let claims = self.open::<NonceClaims>(NONCE, nonce)?;
+        if claims.exp <= now.unix_timestamp() {
+            return Err(TokenError::Expired { claimed: None });
+        }
+        Ok(claims.jti)
     }
 
     /// Authenticates the value of an `Authorization` header.
@@ -233,23 +266,29 @@ impl Tokens {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(TokenError::Missing);
         }
-        match self.open::<TaskClaims>(TASK, token, now) {
-            Ok(claims) => Ok(Caller::Agent(Agent {
-                name: claims.more.sub,
-                sponsor: claims.more.sponsor,
-                task: claims.more.task,
-                task_id: claims.jti,
-                token_expires_at: instant(claims.exp)?,
-            })),
-            Err(TokenError::OtherKind) => {
-                let claims = self.open::<LoginClaims>(LOGIN, token, now)?;
-                Ok(Caller::Person(Reader {
-                    handle: claims.more.sub,
+        let (caller, exp) = match self.open::<TaskClaims>(TASK, token) {
+            Ok(claims) => {
+                let agent = Agent {
+                    name: claims.more.sub,
+                    sponsor: claims.more.sponsor,
+                    task: claims.more.task,
+                    task_id: claims.jti,
                     token_expires_at: instant(claims.exp)?,
-                }))
+                };
+                (Caller::Agent(agent), claims.exp)
             }
-            Err(error) => Err(error),
+            Err(TokenError::OtherKind) => {
+                let claims = self.open::<LoginClaims>(LOGIN, token)?;
+                let token_expires_at = instant(claims.exp)?;
+                let reader = Reader { handle: claims.more.sub, token_expires_at };
+                (Caller::Person(reader), claims.exp)
+            }
+            Err(error) => return Err(error),
+        };
+        if exp <= now.unix_timestamp() {
+            return Err(TokenError::Expired { claimed: Some(Box::new(caller)) });
         }
+        Ok(caller)
     }
 
     fn sign<T: Serialize>(
@@ -274,12 +313,8 @@ impl Tokens {
         jsonwebtoken::encode(&header, &claims, &self.encoding).expect("a token encodes").into()
     }
 
-    fn open<T: DeserializeOwned>(
-        &self,
-        kind: &str,
-        token: &str,
-        now: OffsetDateTime,
-    ) -> Result<Claims<T>, TokenError> {
+    /// The claims of a token that we signed. Whether it has expired is for the caller to ask.
+    fn open<T: DeserializeOwned>(&self, kind: &str, token: &str) -> Result<Claims<T>, TokenError> {
         if MAX_TOKEN_BYTES < token.len() {
             return Err(TokenError::TooLong);
         }
@@ -291,18 +326,15 @@ impl Tokens {
         validation.set_issuer(&[&self.origin]);
         validation.set_audience(&[&self.origin]);
         validation.set_required_spec_claims(&["iss", "aud", "exp"]);
-        // Checked below against our own clock.
+        // Checked by the caller against our own clock.
         validation.validate_exp = false;
-        let claims = jsonwebtoken::decode::<Claims<T>>(token, &self.decoding, &validation)?.claims;
-        if claims.exp <= now.unix_timestamp() {
-            return Err(TokenError::Expired);
-        }
-        Ok(claims)
+        Ok(jsonwebtoken::decode::<Claims<T>>(token, &self.decoding, &validation)?.claims)
     }
 }
 
 fn instant(seconds: i64) -> Result<OffsetDateTime, TokenError> {
-    OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| TokenError::Expired)
+    let beyond = |_| TokenError::Expired { claimed: None };
+    OffsetDateTime::from_unix_timestamp(seconds).map_err(beyond)
 }
 
 #[cfg(test)]
@@ -344,7 +376,9 @@ mod tests {
             panic!("not an agent")
         };
         assert_eq!((agent.name.as_str(), agent.sponsor.as_str()), ("demo-agent", "alice"));
-        assert!(matches!(bearer(&tokens, &token, NOW + Duration::HOUR), Err(TokenError::Expired)));
+        let expired = bearer(&tokens, &token, NOW + Duration::HOUR).unwrap_err();
+        assert_eq!(expired.claimed(), Some(&Caller::Agent(agent)));
+        assert_eq!(expired.code(), Some("expired"));
     }
 
     #[test]

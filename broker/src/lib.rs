@@ -85,6 +85,8 @@ pub mod store;
 pub mod auditing;
 #[cfg(feature = "server")]
 pub mod people;
+#[cfg(feature = "server")]
+pub mod recover;
 
 #[cfg(feature = "server")]
 pub mod dev;

@@ -13,7 +13,7 @@ use broker::config::Config;
 use broker::doctor::{self, Severity};
 use broker::sequencer::LogError;
 use broker::server::Databases;
-use broker::{auditing, check, dev, people, server, store};
+use broker::{auditing, check, dev, people, recover, server, store};
 use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -94,6 +94,28 @@ enum Command {
         database_url: String,
         #[command(subcommand)]
         command: people::Command,
+    },
+    /// Take up a database again that is behind its log, because it was restored: void what is open, freeze everything
+    #[command(
+        after_help = "Exit codes: 0 done, or there is nothing to do; 1 it could not run; 2 usage; 3 the database is behind, and --yes was not given"
+    )]
+    Recover {
+        #[arg(long, env = "BROKER_CONFIG", default_value = "/etc/broker", value_name = "DIR")]
+        config: PathBuf,
+        /// As login `broker_migrate`
+        #[arg(long, env = "BROKER_ADMIN_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+        database_url: String,
+        /// As login `broker_sequencer`
+        #[arg(
+            long,
+            env = "BROKER_SEQUENCER_DATABASE_URL",
+            hide_env_values = true,
+            value_name = "URL"
+        )]
+        sequencer_database_url: String,
+        /// Do it, instead of saying what is missing
+        #[arg(long)]
+        yes: bool,
     },
     /// Verify, export and keep the log over the events
     Audit {
@@ -230,6 +252,18 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             let outcome = people::run(&command, &config, &mut owner, now).await?;
             let _ = std::io::stdout().write_all(outcome.data.as_bytes());
             say!("{}", outcome.words.trim_end());
+        }
+        Command::Recover { config, database_url, sequencer_database_url, yes } => {
+            let config = Config::load(&config)?;
+            let logins =
+                recover::Logins { admin: &database_url, sequencer: &sequencer_database_url };
+            let clock = Clock::default();
+            let run = recover::run(&config, logins, &clock, yes, |words| {
+                say!("{words}");
+            });
+            if Box::pin(run).await? == recover::Outcome::Asked {
+                return Ok(ExitCode::from(INCOMPLETE));
+            }
         }
         Command::Audit { config, command } => {
             let config = Config::load(&config)?;

@@ -145,6 +145,7 @@ impl Sequencer {
         if self.gate().is_err() {
             return Ok(0);
         }
+        let seen = self.seen();
         let mut transaction = self.pool.begin().await?;
         let events = store::pending(&mut transaction, BATCH).await?;
         if events.is_empty() {
@@ -152,25 +153,28 @@ impl Sequencer {
             transaction.rollback().await?;
             return Ok(0);
         }
-        let Some((head, root)) = self.advance(&mut transaction, &events, None).await? else {
+        let head = store::head(&mut *transaction).await?.ok_or(LogError::NotBegun)?;
+        let frontier = self.check(&head, seen)?;
+        let head = self.advance(&mut transaction, head, frontier, &events, None).await?;
+        let Some((head, frontier)) = head else {
             transaction.rollback().await?;
             return Ok(0);
         };
         transaction.commit().await?;
-        self.saw((head.epoch, head.size), root);
+        self.saw((head.epoch, head.size), frontier.root());
         Ok(events.len())
     }
 
-    /// Gives those events their indexes in the transaction; nothing if another server was first. `new_key` takes over.
+    /// Gives those events their indexes in the transaction, behind what `head` says; nothing if another server was first. `new_key`
+    /// takes over.
     async fn advance(
         &self,
         transaction: &mut Transaction<'_, Postgres>,
+        head: Head,
+        mut frontier: Frontier,
         events: &[Pending],
         new_key: Option<&LogKey>,
-    ) -> Result<Option<(Head, Hash)>> {
-        let seen = self.seen();
-        let head = store::head(&mut **transaction).await?.ok_or(LogError::NotBegun)?;
-        let mut frontier = self.check(&head, seen)?;
+    ) -> Result<Option<(Head, Frontier)>> {
         let mut nodes = Vec::new();
         let mut leaf_hashes = Vec::with_capacity(events.len());
         for event in events {
@@ -208,7 +212,7 @@ impl Sequencer {
         }
         let note = Some(signed.note().to_owned());
         let head = Head { key, size: frontier.size(), frontier: frontier.bytes(), note, ..head };
-        Ok(Some((head, frontier.root())))
+        Ok(Some((head, frontier)))
     }
 
     /// Whether we may build on what the database says: our log, our key, and the very tree that we signed. `seen` is from before
@@ -437,9 +441,11 @@ impl Sequencer {
     pub async fn rotate(&self, new: &LogKey, now: OffsetDateTime) -> Result<Head> {
         // What was restored is not to be signed, here neither.
         self.compare().await?;
+        let seen = self.seen();
         let mut transaction = self.pool.begin().await?;
         store::lock(&mut transaction).await?;
-        let head = store::head(&mut *transaction).await?.ok_or(LogError::NotBegun)?;
+        let mut head = store::head(&mut *transaction).await?.ok_or(LogError::NotBegun)?;
+        let mut frontier = self.check(&head, seen)?;
         let detail = serde_json::json!({ "old": head.key, "new": new.verifier_key(&head.origin) });
         let event = self.scribe.body(
             EventType::LogRotated,
@@ -452,13 +458,94 @@ impl Sequencer {
         loop {
             let events = store::pending(&mut transaction, BATCH).await?;
             let last = events.iter().any(|it| it.body == event);
-            let head = self.advance(&mut transaction, &events, last.then_some(new)).await?;
-            let (head, _) = head.ok_or(LogError::Changed)?;
+            let new = last.then_some(new);
+            let advanced = self.advance(&mut transaction, head, frontier, &events, new).await?;
+            (head, frontier) = advanced.ok_or(LogError::Changed)?;
             if last {
                 transaction.commit().await?;
                 return Ok(head);
             }
         }
+    }
+}
+
+/// How far a database is behind its anchors.
+#[derive(Debug)]
+pub struct Behind {
+    pub head: Head,
+    /// The newest checkpoint that an anchor keeps.
+    pub anchored: SignedCheckpoint,
+    pub epoch: i32,
+    /// Anchors that did not answer, and why: they may keep a newer one.
+    pub silent: Vec<String>,
+}
+
+impl Sequencer {
+    /// How far the database is behind; nothing if it is not.
+    pub async fn behind(&self) -> Result<Option<Behind>> {
+        self.begin().await?;
+        let head = store::head(&self.pool).await?.ok_or(LogError::NotBegun)?;
+        let (mut newest, mut silent) = (None, Vec::new());
+        for it in &self.anchors {
+            let name = &it.anchor.name;
+            match it.anchor.newest((0, 0)).await {
+                Ok(Some((epoch, signed))) => {
+                    let origin = origin_of(&self.origin, epoch);
+                    if let Err(error) = signed.verify(&self.key.verifier_key(&origin)) {
+                        silent
+                            .push(format!("{name}: its newest checkpoint does not count: {error}"));
+                    } else if newest.as_ref().is_none_or(
+                        |(before, it): &(i32, SignedCheckpoint)| {
+                            (*before, it.checkpoint.size) < (epoch, signed.checkpoint.size)
+                        },
+                    ) {
+                        newest = Some((epoch, signed));
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => silent.push(format!("{name}: {error}")),
+            }
+        }
+        let Some((epoch, anchored)) = newest else {
+            return if silent.is_empty() {
+                Ok(None)
+            } else {
+                Err(LogError::NoAnchor(silent.join("; ")))
+            };
+        };
+        let behind = (head.epoch, head.size) < (epoch, anchored.checkpoint.size);
+        Ok(behind.then_some(Behind { head, anchored, epoch, silent }))
+    }
+
+    /// Lets the log go on behind what is left of it, under a new name, in the owner's transaction: what was voided there, and
+    /// that the log was taken up again, is under its first checkpoint.
+    pub async fn go_on(
+        &self,
+        transaction: &mut Transaction<'_, Postgres>,
+        behind: &Behind,
+        now: OffsetDateTime,
+    ) -> Result<Head> {
+        let seen = self.seen();
+        store::lock(transaction).await?;
+        let before = store::head(&mut **transaction).await?.ok_or(LogError::NotBegun)?;
+        let frontier = self.check(&before, seen)?;
+        let epoch = behind.epoch.max(before.epoch) + 1;
+        let (origin, size) = (origin_of(&self.origin, epoch), before.size);
+        let key = self.key.verifier_key(&origin);
+        let detail = serde_json::json!({ "anchored": behind.anchored.note(), "size": size, "epoch": epoch, "origin": origin });
+        let event = self.scribe.body(
+            EventType::LogRecovered,
+            Actor::Operator,
+            Subject::default(),
+            detail,
+            now,
+        );
+        crate::store::next_epoch(transaction, epoch, &origin, &key, &event).await?;
+        let head = Head { epoch, origin, key, ..before };
+        // One checkpoint over everything: the first of the new name covers the event that tells of it.
+        let events = store::pending(transaction, i32::MAX).await?;
+        let advanced = self.advance(transaction, head, frontier, &events, None).await?;
+        Ok(advanced.ok_or(LogError::Changed)?.0)
     }
 }
 

@@ -94,6 +94,9 @@ pub async fn serve(
     for task in background {
         task.abort();
     }
+    if tokio::time::timeout(GRACE, broker.tell_all_refusals()).await.is_err() {
+        tracing::warn!("stopped before the last refusals were counted in the record");
+    }
     broker.pool.close().await;
     broker.log.pool.close().await;
     served.context("serving failed")
@@ -106,6 +109,7 @@ async fn sweep_for_ever(broker: Arc<Broker>) {
             Ok(swept) => tracing::info!(swept, "swept"),
             Err(error) => tracing::warn!(?error, "sweep failed"),
         }
+        broker.tell_refusals().await;
         tokio::time::sleep(SWEEP_EVERY).await;
     }
 }

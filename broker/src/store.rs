@@ -15,6 +15,7 @@ mod act;
 mod approval;
 mod people;
 mod read;
+mod recover;
 mod stop;
 mod sweep;
 
@@ -32,19 +33,21 @@ pub use self::act::{
     sign_act, standing_freeze,
 };
 pub use self::approval::{approval, enrolment};
-pub use self::budget::{Admission, Exceeded, Used, admission, tell_exceeded, usage};
+pub use self::budget::{Admission, Exceeded, OverBudget, Used, admission, tell_exceeded, usage};
 pub use self::claim::{
     Approval, Claimable, Granted, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
 };
 pub use self::look::{CATALOG, look, newest_migration};
 pub use self::people::{Enrolled, admin, bootstrap_is_over, enrol, everybody, running_task};
 pub use self::read::{Find, Person, Viewer, active_person, find, statement, task_is_live};
+pub use self::recover::{Voided, next_epoch, void_everything};
 pub use self::request::{
     LastApproved, NewLease, NewOutcome, Opened, Terms, by_idempotency_key, eligible_signers,
     keep_ruleset, last_approved, open,
 };
 pub use self::sign::{
-    KeyHolder, NewSignature, Signable, key_holder, sign, signable, spend_nonce, tell, withdraw,
+    KeyHolder, NewSignature, Signable, key_holder, sign, signable, spend_nonce, tell, tell_all,
+    withdraw,
 };
 pub use self::stop::{
     HeldRole, NewFreeze, NewProbe, ToStop, WhatStops, freeze, freezes, is_known, new_probe,

@@ -97,6 +97,18 @@ pub struct Lease {
     /// Present only in the answer to the request that asked to have them delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<Credentials>,
+    /// Of the event that tells what this answer did; absent where nothing was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
+}
+
+/// What whoever changed something is given, to find it in the record: later, and without believing the broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct Receipt {
+    pub event_id: Uuid,
+    /// RFC 6962's hash of the event's body as a leaf, in lower-case hex.
+    pub leaf_hash: String,
 }
 
 /// One person's decision over a lease's statement.
@@ -180,6 +192,9 @@ pub struct Freeze {
     pub stopped_at: Option<OffsetDateTime>,
     /// Roles that are cut off as a whole, sessions that we do not know of among them, and whose policy is not written yet.
     pub roles_not_told: i64,
+    /// Of the event that tells what this answer did; absent where nothing was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
 }
 
 /// `GET /v1/freezes`: those that stand, the newest first.
@@ -209,6 +224,9 @@ pub struct Credentials {
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
     pub region: String,
+    /// Of the event that tells of their delivery.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
 }
 
 impl fmt::Debug for Credentials {
@@ -464,6 +482,9 @@ pub struct SignedAct {
     /// Of a task that was started: the agent's token, told once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<StartedTask>,
+    /// Of the event that tells what this answer did; absent where nothing was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
 }
 
 /// A task, with the token that the agent calls with.
@@ -492,4 +513,7 @@ pub struct EndedTask {
     pub id: Uuid,
     /// How many open leases ended with it.
     pub leases: u64,
+    /// Of the event that tells what this answer did; absent where nothing was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
 }

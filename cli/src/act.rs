@@ -12,8 +12,11 @@ use broker::lease::Decision;
 use broker::problem::Kind;
 use broker::render;
 use broker::statement::act::{ActState, ActStatement};
-use broker::wire::{Act, ActList, ActRequest, ActSignature, EndedTask, SignedAct, WhoAmI};
+use broker::wire::{
+    Act, ActList, ActRequest, ActSignature, EndedTask, Receipt, SignedAct, StartedTask, WhoAmI,
+};
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use serde_json::json;
 use tempfile::NamedTempFile;
 use uuid::Uuid;
@@ -138,7 +141,17 @@ fn start(context: &Context, args: &StartArgs) -> Result<()> {
     if context.format == Format::Env {
         return output::data(&format!("export BROKER_TOKEN='{}'\n", task.token));
     }
-    context.print(|| format!("{}\n", task.token), || output::pretty(&task))
+    let told = Told { task: &task, receipt: signed.receipt.as_ref() };
+    context.print(|| format!("{}\n", task.token), || output::pretty(&told))
+}
+
+/// A task that was started, as `-o json` has it.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    task: &'a StartedTask,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<&'a Receipt>,
 }
 
 /// A file for its owner alone to read, that takes its place when it is whole. What was there stays until then.
@@ -191,14 +204,14 @@ fn end(context: &Context, id: Option<Uuid>) -> Result<()> {
 pub(crate) fn thaw(context: &Context, args: &ThawArgs) -> Result<()> {
     let request = ActRequest::Thaw { freeze_id: args.id };
     let signed = draw_up_and_sign(context, &request, args.key.as_deref())?;
-    print(context, &signed.act)
+    print(context, signed)
 }
 
 pub(crate) fn key(context: &Context, command: &KeyCommand) -> Result<()> {
     let KeyCommand::Revoke { fingerprint, key } = command;
     let request = ActRequest::RevokeKey { fingerprint: fingerprint.clone() };
     let signed = draw_up_and_sign(context, &request, key.as_deref())?;
-    print(context, &signed.act)
+    print(context, signed)
 }
 
 /// What `broker sign` does with an id that is no lease's: shows the statement, and signs or refuses it.
@@ -222,7 +235,7 @@ pub(crate) fn sign(context: &Context, act: &Act, args: &SignArgs) -> Result<()> 
     }
     let signature = args.signature_over(context, meaning, sealed.bytes(), &name)?;
     let signed = send(context, &sealed, decision, signature, args.reason.clone())?;
-    print(context, &signed.act)
+    print(context, signed)
 }
 
 /// What waits for a signature of this person's, or concerns them otherwise. An agent has none.
@@ -322,7 +335,10 @@ fn send(
     Client::new(&context.settings.url, None)?.post("/v1/statements", &request)
 }
 
-fn print(context: &Context, act: &Act) -> Result<()> {
+fn print(context: &Context, signed: SignedAct) -> Result<()> {
+    // Whatever came with it is for whoever starts a task, and shown to nobody else.
+    let signed = SignedAct { task: None, ..signed };
+    let act = &signed.act;
     output::note(&match (act.state, act.effective_at) {
         (ActState::Signed, Some(at)) => format!(
             "signed; it takes effect at {}, and can be refused until then: `broker sign {} --refuse --reason WHY`",
@@ -331,7 +347,7 @@ fn print(context: &Context, act: &Act) -> Result<()> {
         ),
         (state, _) => format!("it is {state}"),
     });
-    context.print(|| text(act), || output::pretty(act))
+    context.print(|| text(act), || output::pretty(&signed))
 }
 
 /// One act in lines.

@@ -176,7 +176,8 @@ pub(crate) fn lease(context: &Context, args: LeaseArgs) -> Result<()> {
     let deliver = context.format.holds_credentials();
     let mut lease = ask(&client, args.scope, args.ask, deliver)?;
     if let (LeaseState::Pending, Some(wait)) = (lease.state, args.patience.wait) {
-        lease = wait_for_people(&client, lease.id, wait)?;
+        let receipt = lease.receipt;
+        lease = Lease { receipt, ..wait_for_people(&client, lease.id, wait)? };
     }
     if deliver {
         return print_credentials(context.format, &delivered(&client, lease)?);

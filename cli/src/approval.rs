@@ -19,11 +19,6 @@ pub(crate) enum ApprovalCommand {
     Export(ExportArgs),
 }
 
-#[derive(Subcommand)]
-pub(crate) enum AuditCommand {
-    Verify(VerifyArgs),
-}
-
 /// Writes what people signed about a lease as one file that anybody can check
 ///
 /// The file holds the exact statement, every signature, the keys with their enrolment, and what became of the lease,
@@ -41,24 +36,14 @@ pub(crate) struct ExportArgs {
     file: Option<PathBuf>,
 }
 
-/// Checks an exported approval: who signed what, with which keys, and whether that was enough
-///
-/// Needs no broker, no configuration and no network. Exit code 0: the file is valid, which it also is when it says
-/// that nobody approved; `approved` tells. 4: it is not valid. 2: it cannot be read.
+/// How an exported approval is checked.
 #[derive(Args)]
-#[command(after_help = "\
-Examples:
-  broker audit verify approval.json
-  broker audit verify approval.json --instance-key KEYID -o json | jq -e .approved
-  broker audit verify approval.json --extract DIR       # then check with ssh-keygen")]
-pub(crate) struct VerifyArgs {
-    /// What `broker approval export` wrote
-    file: PathBuf,
-    /// Key id of the instance that has to have sealed it
+pub(crate) struct ApprovalArgs {
+    /// An approval: key id of the instance that has to have sealed it
     // One in 64 begins with a dash.
     #[arg(long, value_name = "KEYID", allow_hyphen_values = true)]
     instance_key: Option<String>,
-    /// Write messages, signatures and keys there, for `ssh-keygen -Y verify`
+    /// An approval: write messages, signatures and keys there, for `ssh-keygen -Y verify`
     #[arg(long, value_name = "DIR")]
     extract: Option<PathBuf>,
 }
@@ -76,8 +61,9 @@ pub(crate) fn export(context: &Context, args: &ExportArgs) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn verify(format: Format, args: &VerifyArgs) -> Result<()> {
-    let file = read(&args.file)?;
+/// Checks an exported approval.
+pub(crate) fn verify(format: Format, file: &Path, args: &ApprovalArgs) -> Result<()> {
+    let file = read(file)?;
     let verified = broker::approval::verify(&file, args.instance_key.as_deref())
         .map_err(|findings| not_valid(&findings))?;
     if let Some(dir) = &args.extract {
@@ -274,7 +260,7 @@ fn write_new(path: &Path, content: &[u8]) -> Result<()> {
         .map_err(|error| unwritten(path, &error))
 }
 
-fn unwritten(path: &Path, error: &std::io::Error) -> Failure {
+pub(crate) fn unwritten(path: &Path, error: &std::io::Error) -> Failure {
     Failure::invalid(
         format!("{} cannot be written: {error}", path.display()),
         "Name a place that is yours to write; extract into a folder that is new.",

@@ -18,6 +18,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// A long poll's 30 seconds, and time to answer.
 const REQUEST: Duration = Duration::from_secs(40);
 const MAX_ANSWER_BYTES: u64 = 1024 * 1024;
+/// A thousand events, each of 64 KiB at most, with their approvals.
+const MAX_PAGE_BYTES: u64 = 128 * 1024 * 1024;
 /// How often a request is sent again when its connection failed before an answer.
 const RETRIES: u32 = 2;
 
@@ -52,6 +54,49 @@ impl Client {
             request = request.header("authorization", value);
         }
         self.read(request.call())
+    }
+
+    /// A text as it is.
+    pub(crate) fn get_text(&self, path: &str) -> Result<String> {
+        let (_, body) = self.page(path, MAX_ANSWER_BYTES)?;
+        String::from_utf8(body).map_err(|_| {
+            Failure::unexpected("the answer is no text", "Check that BROKER_URL names the broker.")
+        })
+    }
+
+    /// Pages that name the next one (RFC 8288), one after the other.
+    pub(crate) fn get_pages(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut next = Some(path.to_owned());
+        while let Some(path) = next {
+            let (link, body) = self.page(&path, MAX_PAGE_BYTES)?;
+            take(&body)?;
+            // Only ever to the broker: a path, of the same list.
+            next = link.filter(|it| it.starts_with("/v1/audit/events?"));
+        }
+        Ok(())
+    }
+
+    fn page(&self, path: &str, limit: u64) -> Result<(Option<String>, Vec<u8>)> {
+        let mut request = self.agent.get(self.url.join(path));
+        if let Some(value) = &self.authorization {
+            request = request.header("authorization", value);
+        }
+        let mut answer = request.call().map_err(|error| self.unreached(&error))?;
+        let link = answer.headers().get("link").and_then(|it| it.to_str().ok());
+        let link = link.and_then(|it| it.strip_prefix('<')?.strip_suffix(">; rel=\"next\""));
+        let link = link.map(str::to_owned);
+        if !answer.status().is_success() {
+            return Err(self
+                .read::<serde_json::Value>(Ok(answer))
+                .err()
+                .unwrap_or_else(|| Failure::status(200)));
+        }
+        let body = answer.body_mut().with_config().limit(limit).read_to_vec();
+        Ok((link, body.map_err(|error| self.unreached(&error))?))
     }
 
     pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {

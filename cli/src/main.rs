@@ -6,6 +6,7 @@
 mod act;
 mod agent;
 mod approval;
+mod audit;
 mod client;
 mod output;
 mod settings;
@@ -91,9 +92,9 @@ enum Command {
     /// Exports approvals
     #[command(subcommand)]
     Approval(approval::ApprovalCommand),
-    /// Checks what the broker exported, without the broker
+    /// Exports the log, proves events, and checks what was exported without the broker
     #[command(subcommand)]
-    Audit(approval::AuditCommand),
+    Audit(audit::AuditCommand),
     /// Prints a shell's completion script
     #[command(
         after_help = "Example:\n  broker completions bash > ~/.local/share/bash-completion/completions/broker"
@@ -247,7 +248,9 @@ fn run(cli: Cli, format: Format) -> Result<()> {
             approval::export(&context()?, &args)
         }
         // Neither settings nor a broker: whoever checks a file needs the file alone.
-        Command::Audit(approval::AuditCommand::Verify(args)) => approval::verify(format, &args),
+        Command::Audit(audit::AuditCommand::Verify(args)) => audit::verify(format, &args),
+        Command::Audit(audit::AuditCommand::Export(args)) => audit::export(&context()?, &args),
+        Command::Audit(audit::AuditCommand::Prove(args)) => audit::prove(context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "broker", &mut script);

@@ -147,6 +147,11 @@ impl Failure {
         failure
     }
 
+    /// What is there is good, and something is not there.
+    pub(crate) fn incomplete(detail: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::new(Kind::Pending.exit_code(), "Not complete", detail, next)
+    }
+
     /// A lease that cannot be used, or not yet.
     pub(crate) fn lease(lease: Lease) -> Self {
         let kind = match lease.state {
@@ -577,11 +582,18 @@ fn malformed() -> Failure {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::BTreeSet;
+
     use broker::lease::{Environment, Tier};
+    use broker::wire::Receipt;
     use time::macros::datetime;
     use uuid::Uuid;
 
     use super::*;
+
+    fn receipt() -> Receipt {
+        Receipt { event_id: Uuid::from_u128(9), leaf_hash: "f".repeat(64) }
+    }
 
     pub(crate) fn credentials() -> Credentials {
         Credentials {
@@ -591,6 +603,7 @@ pub(crate) mod tests {
             session_token: "token==".into(),
             expires_at: datetime!(2026-01-01 12:15:00.5 UTC),
             region: "eu-west-1".into(),
+            receipt: Some(receipt()),
         }
     }
 
@@ -627,6 +640,7 @@ pub(crate) mod tests {
             sessions: vec![],
             next: None,
             credentials: Some(credentials()),
+            receipt: Some(receipt()),
         }
     }
 
@@ -741,6 +755,18 @@ pub(crate) mod tests {
         assert_eq!(value["Version"], 1);
         assert_eq!(value["AccessKeyId"], "ASIAEXAMPLE");
         assert_eq!(value["Expiration"], "2026-01-01T12:15:00Z");
+        let members: BTreeSet<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        let all = ["Version", "AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration"];
+        assert_eq!(members, BTreeSet::from(all));
+    }
+
+    #[test]
+    fn a_receipt_is_shown_as_json_only() {
+        let lease = lease(LeaseState::Issued);
+        let hash = receipt().leaf_hash;
+        assert!(lease_json(&lease).contains(&hash));
+        assert!(!lease_text(&lease).contains(&hash));
+        assert!(!env(&credentials()).unwrap().contains(&hash));
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub(crate) fn revoke(context: &Context, args: &RevokeArgs) -> Result<()> {
         lease.sessions.iter().filter(|it| it.state == SessionState::Revoking).count()
     };
     let left = args.patience.wait_for(open(&lease), "sessions", || {
-        lease = client.get(&path, &[])?;
+        lease = Lease { receipt: lease.receipt.take(), ..client.get(&path, &[])? };
         Ok(open(&lease))
     });
     for it in &lease.sessions {
@@ -143,7 +143,7 @@ pub(crate) fn freeze(context: &Context, args: FreezeArgs) -> Result<()> {
     ));
     let path = format!("/v1/freezes/{}", freeze.id);
     let mut left = args.patience.wait_for(count(freeze.not_yet_stopped), "sessions", || {
-        freeze = client.get(&path, &[])?;
+        freeze = Freeze { receipt: freeze.receipt.take(), ..client.get(&path, &[])? };
         Ok(count(freeze.not_yet_stopped))
     });
     let mut of_what = "sessions";
@@ -151,7 +151,7 @@ pub(crate) fn freeze(context: &Context, args: FreezeArgs) -> Result<()> {
     if matches!(left, Ok(0)) {
         of_what = "roles";
         left = args.patience.wait_for(count(freeze.roles_not_told), of_what, || {
-            freeze = client.get(&path, &[])?;
+            freeze = Freeze { receipt: freeze.receipt.take(), ..client.get(&path, &[])? };
             Ok(count(freeze.roles_not_told))
         });
     }

@@ -7,7 +7,8 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use tests::sts::FakeSts;
 use tests::{
-    AGENT, PRODUCTION_OBJECT, STAGING_OBJECT, Setup, TestBroker, production_write, start_task,
+    AGENT, Answer, PRODUCTION_OBJECT, STAGING_OBJECT, Setup, TestBroker, production_write,
+    start_task,
 };
 use time::Duration;
 
@@ -223,7 +224,7 @@ async fn the_same_key_and_request_give_the_same_lease_and_another_request_does_n
     let again = ask(&broker.token, body.clone()).await;
     assert_eq!(first.id(), again.id());
     assert_eq!(
-        again.body["credentials"], first.body["credentials"],
+        again.body["credentials"]["session_token"], first.body["credentials"]["session_token"],
         "the live session is handed out again"
     );
     assert_eq!(sts.calls(), 1);
@@ -323,7 +324,10 @@ async fn a_live_session_is_handed_out_again_until_shortly_before_its_end() {
     let first = broker.claim(id).await;
     assert_eq!(first.status, StatusCode::OK, "{}", first.body);
     let again = broker.claim(id).await;
-    assert_eq!(again.body, first.body);
+    let session = |it: &Answer| {
+        json!([it.body["session_id"], it.body["session_token"], it.body["expires_at"]])
+    };
+    assert_eq!(session(&again), session(&first), "{}", again.body);
     assert_eq!(sts.calls(), 1);
     assert_eq!(broker.events(id).await.last().unwrap(), "session.redelivered");
 

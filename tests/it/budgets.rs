@@ -472,7 +472,7 @@ async fn counting_reads_ranges_of_indexes_and_never_the_whole_table() {
 }
 
 /// Until a request of the server waits for a lock.
-async fn somebody_waits(broker: &TestBroker) {
+pub(crate) async fn somebody_waits(broker: &TestBroker) {
     let sql = "select count(*) from pg_stat_activity where datname = current_database() and usename = 'broker_app' and wait_event_type = 'Lock'";
     let mut superuser = PgConnection::connect(&broker.database.superuser_url).await.unwrap();
     let limit = StdDuration::from_secs(10);

@@ -2,11 +2,14 @@
 //! tell the whole story to whoever reads them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use axum::http::{Method, StatusCode};
-use broker::audit::Scribe;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use broker::audit::{EventType, Scribe};
 use broker::lease::LeaseId;
-use broker::statement::{canonical, sha256_hex};
+use broker::statement::{Meaning, canonical, sha256_hex};
 use broker::store;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -25,9 +28,9 @@ use uuid::Uuid;
 /// `seq`, `id`, `type`, `body` and `leaf_hash` of `log_events`.
 type LogRow = (i64, Uuid, String, Vec<u8>, Vec<u8>);
 
-/// Everything that is recorded.
-/// Of leases, sessions and logins; those of acts of authority have a walk of their own.
-const EVENT_TYPES: [&str; 29] = [
+/// What is recorded of leases, sessions, logins and tokens; acts of authority have a walk of their own.
+const EVENT_TYPES: [&str; 30] = [
+    "auth.rejected",
     "budget.exceeded",
     "freeze.created",
     "lease.approved",
@@ -193,6 +196,9 @@ impl Walk {
         }
         let approved = self.approved().await;
         self.keep("approved", "", approved);
+        let path = format!("/v1/leases/{approved}");
+        let stranger = self.broker.send(Method::GET, &path, Some("x.y.z"), &[], None).await;
+        assert_eq!(stranger.status, StatusCode::UNAUTHORIZED);
 
         let nonce =
             self.broker.send(Method::POST, "/v1/login/nonce", None, &[], Some(json!({}))).await;
@@ -388,6 +394,109 @@ async fn every_event_says_in_its_columns_what_its_canonical_body_says() {
             "{body}"
         );
     }
+}
+
+/// Types that other tests have: the doctor's, in `doctor`, and those of the log.
+const ELSEWHERE: [&str; 6] = [
+    "doctor.found",
+    "log.partition-dropped",
+    "log.partition-exported",
+    "log.recovered",
+    "log.rotated",
+    "log.started",
+];
+
+#[test]
+fn each_type_of_the_catalogue_is_written_in_some_walk() {
+    let walked = EVENT_TYPES.iter().chain(&crate::acts::EVENT_TYPES).chain(&ELSEWHERE);
+    let catalogue: BTreeSet<_> = EventType::ALL.iter().map(|it| it.as_str()).collect();
+    assert_eq!(walked.copied().collect::<BTreeSet<_>>(), catalogue);
+    assert_eq!(catalogue.len(), EventType::ALL.len(), "a type is there twice");
+    for it in EventType::ALL {
+        assert!(it.when().ends_with('.') && !it.when().contains('|'), "{it:?}: one sentence");
+        assert!(it.detail().is_sorted(), "{it:?}");
+    }
+}
+
+/// What the documentation's table says is what the code writes.
+#[test]
+fn the_documentation_has_every_type() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/events.md");
+    let documentation = std::fs::read_to_string(path).expect("docs/events.md");
+    let rows = EventType::ALL.iter().map(|it| {
+        let detail: Vec<_> = it.detail().iter().map(|it| format!("`{it}`")).collect();
+        format!("| `{}` | {} | {} |\n", it.as_str(), it.when(), detail.join(", "))
+    });
+    let table = rows.collect::<Vec<_>>().concat();
+    assert!(
+        documentation.ends_with(&format!("\n| --- | --- | --- |\n{table}")),
+        "docs/events.md should end with:\n{table}"
+    );
+}
+
+/// The answer's receipt is an event's, of this type.
+async fn has_receipt(broker: &TestBroker, answer: &Value, kind: &str) {
+    let receipt = &answer["receipt"];
+    let sql = format!(
+        "select type, encode(leaf_hash, 'hex') as leaf_hash from event where id = '{}'",
+        receipt["event_id"].as_str().unwrap_or_else(|| panic!("{kind}: no receipt in {answer}"))
+    );
+    let event = rows(broker, &sql).await.remove(0);
+    assert_eq!(event, json!({ "type": kind, "leaf_hash": receipt["leaf_hash"] }));
+}
+
+#[tokio::test]
+async fn whoever_changes_something_gets_the_receipt_of_its_event() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::new(Setup { settings: wide_budgets(), ..Setup::fake(&sts) }).await;
+    let key = [("idempotency-key", "k")];
+    let body = json!({ "scope": "staging-rw", "deliver": true });
+    let ask = async || {
+        let body = Some(body.clone());
+        broker.send(Method::POST, "/v1/leases", Some(&broker.token), &key, body).await
+    };
+    let issued = ask().await;
+    has_receipt(&broker, &issued.body, "lease.approved").await;
+    has_receipt(&broker, &issued.body["credentials"], "session.issued").await;
+    // A repeat opens no lease; it hands the same session out again.
+    let repeat = ask().await;
+    assert_eq!((repeat.id(), &repeat.body["receipt"]), (issued.id(), &Value::Null));
+    has_receipt(&broker, &repeat.body["credentials"], "session.redelivered").await;
+    let again = broker.claim(issued.id()).await;
+    has_receipt(&broker, &again.body, "session.redelivered").await;
+
+    let pending = broker.post("/v1/leases", production_write()).await;
+    has_receipt(&broker, &pending.body, "lease.pending").await;
+    let signed = broker.approve(pending.id(), &broker.bob).await;
+    has_receipt(&broker, &signed.body, "signature.accepted").await;
+    has_receipt(&broker, &broker.claim(pending.id()).await.body, "session.issued").await;
+    let shown = broker.get(&format!("/v1/leases/{}", pending.id())).await;
+    assert_eq!(shown.body["state"], "issued", "{}", shown.body);
+    assert!(shown.body.get("receipt").is_none(), "{}", shown.body);
+
+    let unused = broker.staging_lease().await;
+    let withdrawn = broker.post(&format!("/v1/leases/{unused}/withdraw"), json!({})).await;
+    has_receipt(&broker, &withdrawn.body, "lease.withdrawn").await;
+    let revoke = format!("/v1/leases/{}/revoke", issued.id());
+    let stop = json!({ "reason": "stop" });
+    let revoked = broker.post(&revoke, stop.clone()).await;
+    has_receipt(&broker, &revoked.body, "lease.revoked").await;
+    let repeat = broker.post(&revoke, stop).await;
+    assert_eq!((repeat.status, repeat.body.get("receipt")), (StatusCode::OK, None), "done before");
+
+    let freeze = json!({ "kind": "scope", "target": "staging-ro", "reason": "r" });
+    let frozen = as_carol(&broker, "/v1/freezes", freeze).await;
+    has_receipt(&broker, &frozen.body, "freeze.created").await;
+    let draft = json!({ "kind": "task-start", "agent": "a", "task": "T", "ttl_seconds": 900 });
+    let draft = as_carol(&broker, "/v1/statements/drafts", draft).await.body;
+    let statement = STANDARD.decode(draft["statement"].as_str().expect("bytes")).expect("base64");
+    let meaning = Meaning::TaskStart;
+    let signature = broker.carol.sign_as(meaning.namespace(), &meaning.message(&statement));
+    let sign = json!({ "id": draft["id"], "decision": "approve", "signature": signature });
+    let started = broker.send(Method::POST, "/v1/statements", None, &[], Some(sign)).await;
+    has_receipt(&broker, &started.body, "statement.signed").await;
+    let end = format!("/v1/tasks/{}/end", draft["id"].as_str().expect("an id"));
+    has_receipt(&broker, &as_carol(&broker, &end, json!({})).await.body, "task.ended").await;
 }
 
 #[tokio::test]
@@ -797,7 +906,7 @@ async fn the_history_of_a_lease_names_its_people_keys_sessions_and_way_back() {
         "state": "issued", "end_reason": null,
         "signers": ["carol", "bob"], "key_kinds": ["ssh-ed25519", "ssh-ed25519"], "assurances": ["software", "software"],
         "access_key_ids": ["ASIAFAKEFAKE00000000"],
-        "requested_at": at("00:00"), "approved_at": at("00:02"), "issued_at": at("00:02"), "ends_at": at("15:00"), "ended_at": null,
+        "requested_at": at("00:00"), "approved_at": at("00:02"), "issued_at": at("00:02"), "ends_at": at("15:00"), "ended_at": null, "signed": true,
     });
     assert_eq!(row, expected);
 }

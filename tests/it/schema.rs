@@ -1717,6 +1717,7 @@ async fn operations_read_every_view_and_nothing_else() {
         "agent_activity",
         "approval_trail",
         "enrolled_keys",
+        "event_history",
         "freezes",
         "lease_events",
         "lease_history",
@@ -1733,8 +1734,10 @@ async fn operations_read_every_view_and_nothing_else() {
         "log_waiting",
         "pending_leases",
         "people",
+        "probes",
         "role_stops",
         "rulesets",
+        "session_history",
         "stopped_sessions",
     ];
     assert_eq!(views, expected);

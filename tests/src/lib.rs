@@ -2,6 +2,7 @@
 //! each test; fakes at the wire only.
 
 pub mod corpus;
+pub mod history;
 pub mod keys;
 pub mod oracle;
 pub mod program;
@@ -268,14 +269,19 @@ impl TestBroker {
 
     /// A second replica: another process would share only the database, the configuration and STS.
     pub async fn replica(&self, aws: AwsOptions) -> Self {
+        self.on(self.database.share(), aws).await
+    }
+
+    /// A server with the same configuration, and its folders, on a database that may be another.
+    pub async fn on(&self, database: Database, aws: AwsOptions) -> Self {
         let config = Config::load(self.config_dir.path()).expect("loaded before");
-        let composed = server::compose(config, self.database.logins(), aws, self.clock.clone());
+        let composed = server::compose(config, database.logins(), aws, self.clock.clone());
         let broker = Box::pin(composed).await.expect("composed before");
         Self {
             router: http::router(broker.clone()),
             broker,
             clock: self.clock.clone(),
-            database: self.database.share(),
+            database,
             token: self.token.clone(),
             alice: self.alice.clone(),
             bob: self.bob.clone(),

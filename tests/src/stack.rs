@@ -245,6 +245,16 @@ impl Database {
         }
     }
 
+    /// A copy as it is now: what a base backup would have. Whoever is connected is not any more.
+    pub async fn copy(&self) -> Self {
+        let sql = format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{}'",
+            self.name
+        );
+        superuser(&shared().superuser_url, sql).await;
+        Self::like(&self.name).await
+    }
+
     /// The server's logins.
     pub fn logins(&self) -> Databases<'_> {
         Databases { app: &self.app_url, sequencer: &self.sequencer_url }

@@ -7,9 +7,10 @@ use serde_json::json;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::sign::Proven;
+use super::refuse::Refusal;
+use super::sign::{Proven, claimed_fingerprint};
 use super::{Broker, NO_CLAIMS};
-use crate::audit::{Actor, EventType, Subject};
+use crate::audit::{Actor, EventType};
 use crate::error::{Error, Result};
 use crate::identity::{Caller, TaskGrant};
 use crate::lease::{Assurance, Decision, FreezeKind};
@@ -197,16 +198,17 @@ impl Broker {
             reason: reason.as_deref(),
             decided_by: &decided_by,
         };
-        match store::sign_act(&self.pool, &self.scribe, terms, signature, now).await? {
-            Counted::Yes => {}
+        let counted = store::sign_act(&self.pool, &self.scribe, terms, signature, now).await?;
+        let receipt = match counted {
+            Counted::Yes(receipt) => Some(receipt),
             Counted::No => return Err(no(Rejection::NotPending).await?),
             Counted::NoLongerSo => return Err(no(Rejection::NoLongerSo).await?),
-        }
+        };
         let task = match &terms.act {
             Act::TaskStart(task) => Some(self.started(terms.id, task, now)),
             _ => None,
         };
-        Ok(wire::SignedAct { act: self.find_act(terms.id).await?, task })
+        Ok(wire::SignedAct { act: self.find_act(terms.id).await?, task, receipt })
     }
 
     /// Whether a good signature counts: the rules that let it, or why not.
@@ -336,19 +338,16 @@ impl Broker {
         person: Option<&str>,
         now: OffsetDateTime,
     ) -> Result<Error> {
-        // Who proves to be nobody in particular can fail as often as they like: that is for the log, not for the record.
-        if person.is_none() {
-            return Ok(Error::Rejected { lease_id: None, rejection });
-        }
         let detail = json!({
             "act_id": terms.id,
             "decision": request.decision,
             "reason": rejection.code(),
+            "key_fingerprint": claimed_fingerprint(&request.signature),
         });
-        let actor = person.map_or(Actor::Unknown, Actor::Person);
-        let kind = EventType::SignatureRejected;
-        let event = self.scribe.body(kind, actor, Subject::default(), detail, now);
-        store::tell(&self.pool, event).await?;
+        let (kind, whom) = (EventType::SignatureRejected, person.map(ToOwned::to_owned).into());
+        let why = format!("{} {}", request.decision, rejection.code());
+        let refusal = Refusal::new(kind, whom, &why, now);
+        self.refuse(Refusal { about: Some(terms.id), detail, ..refusal }).await?;
         Ok(Error::Rejected { lease_id: None, rejection })
     }
 
@@ -381,7 +380,8 @@ impl Broker {
                 store::end_task(&self.pool, &self.scribe, actor, id, &me.handle, now).await?
             }
         };
-        Ok(wire::EndedTask { id, leases: ended.ok_or(Error::NotFound)? })
+        let (leases, receipt) = ended.ok_or(Error::NotFound)?;
+        Ok(wire::EndedTask { id, leases, receipt: Some(receipt) })
     }
 
     /// Does what was signed and has cooled down, if the signature is still good. Returns how many acts ended.

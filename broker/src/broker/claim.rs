@@ -8,8 +8,9 @@ use serde_json::json;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use super::refuse::{Refusal, Whom};
 use super::{Broker, Delivered};
-use crate::audit::{Actor, EventType, Subject};
+use crate::audit::EventType;
 use crate::aws::Minted;
 use crate::config::Span;
 use crate::error::{Error, Result};
@@ -97,11 +98,10 @@ impl Broker {
         if !matches!(error, Error::Denied { .. } | Error::Frozen(_) | Error::TaskEnded) {
             return Ok(());
         }
-        let subject = Subject::from(lease);
-        let actor = Actor::Agent(&agent.name);
-        let detail = json!({ "why": error.to_string() });
-        let event = self.scribe.body(EventType::ClaimRefused, actor, subject, detail, now);
-        Ok(store::tell(&self.pool, event).await?)
+        let why = error.to_string();
+        let whom = Whom::Agent(agent.name.clone());
+        let refusal = Refusal::new(EventType::ClaimRefused, whom, &why, now).of(lease.into());
+        self.refuse(Refusal { detail: json!({ "why": why }), ..refusal }).await
     }
 
     async fn redeliver(
@@ -122,9 +122,9 @@ impl Broker {
         };
         let Some((scope, credentials)) = kept else { return Ok(None) };
         let session_id = credentials.session_id;
-        let recorded =
+        let receipt =
             store::redeliver(&self.pool, &self.scribe, agent, &scope, id, session_id, now).await?;
-        Ok(recorded.then_some(credentials))
+        Ok(receipt.map(|it| wire::Credentials { receipt: Some(it), ..credentials }))
     }
 
     /// Rules can only tighten between request and claim: today's catalogue must compile the very same input. Says which
@@ -291,7 +291,7 @@ impl Broker {
         let settled =
             store::settle(&self.pool, &self.scribe, agent, warrant, minted.as_ref(), now).await?;
         let minted = minted.map_err(|source| Error::Mint { id, signed, source })?;
-        if !settled {
+        if settled.is_none() {
             let obstacle = store::claim_obstacle(&self.pool, id, agent, now).await?;
             return Err(match obstacle {
                 Obstacle::RoleCutOff(until) if !signed => {
@@ -300,7 +300,10 @@ impl Broker {
                 _ => Error::StoppedMeanwhile(id),
             });
         }
-        let credentials = wire_credentials(session_id, &region, &minted);
+        let credentials = wire::Credentials {
+            receipt: settled,
+            ..wire_credentials(session_id, &region, &minted)
+        };
         let kept = Delivered {
             agent: agent.name.clone(),
             sponsor: agent.sponsor.clone(),
@@ -328,15 +331,15 @@ impl Broker {
         }
         let lease = self.lease_of(agent, id).await?;
         let reason = reason.map(|it| it.chars().take(1000).collect::<String>());
-        if !store::withdraw(&self.pool, &self.scribe, agent, &lease, reason.as_deref(), now).await?
-        {
-            let lease = self.lease_of(agent, id).await?;
-            return Err(match lease.state {
-                state if state.is_terminal() => Error::Ended { id, state },
-                _ => Error::InUse(id),
-            });
+        let receipt =
+            store::withdraw(&self.pool, &self.scribe, agent, &lease, reason.as_deref(), now)
+                .await?;
+        let lease = self.lease_of(agent, id).await?;
+        match (receipt, lease.state) {
+            (Some(receipt), _) => Ok(wire::Lease { receipt: Some(receipt), ..lease }),
+            (None, state) if state.is_terminal() => Err(Error::Ended { id, state }),
+            (None, _) => Err(Error::InUse(id)),
         }
-        self.lease_of(agent, id).await
     }
 }
 
@@ -368,5 +371,6 @@ fn wire_credentials(session_id: Uuid, region: &str, minted: &Minted) -> wire::Cr
         session_token: minted.session_token.expose_secret().to_owned(),
         expires_at: minted.expires_at,
         region: region.to_owned(),
+        receipt: None,
     }
 }

@@ -56,7 +56,7 @@ impl Broker {
             store::open(&self.pool, &self.scribe, &self.limits(), lease(decided_by, outcome))
                 .await?;
         match opened {
-            Opened::New(warrant) => {
+            Opened::New { warrant, receipt } => {
                 if let Some(why) = denial {
                     return Err(Error::Denied { lease_id: Some(id), why });
                 }
@@ -65,21 +65,20 @@ impl Broker {
                     None => None,
                 };
                 let mut lease = self.lease_of(agent, id).await?;
-                lease.credentials = credentials;
+                (lease.credentials, lease.receipt) = (credentials, Some(receipt));
                 Ok(lease)
             }
             Opened::Known => self.repeat(agent, idempotency_key, &digest, request.deliver).await,
             Opened::TaskEnded => Err(Error::TaskEnded),
             Opened::OverBudget(exceeded) => {
-                let scope = &request.scope;
-                store::tell_exceeded(&self.pool, &self.scribe, agent, scope, exceeded, now).await?;
+                self.refuse_over_budget(agent, &request.scope, exceeded, now).await?;
                 Err(Error::OverBudget(exceeded))
             }
             Opened::Frozen => {
                 let denied = NewOutcome::Denied { why: "frozen".to_owned() };
                 let denied = lease(Vec::new(), denied);
                 match store::open(&self.pool, &self.scribe, &self.limits(), denied).await? {
-                    Opened::New(_) => Err(Error::Frozen(Some(id))),
+                    Opened::New { .. } => Err(Error::Frozen(Some(id))),
                     // Somebody else's answer to the same key, or a limit, was first: there is no lease of this id.
                     _ => Err(Error::Frozen(None)),
                 }

@@ -4,6 +4,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use time::OffsetDateTime;
 
+use super::refuse::Refusal;
 use super::{Broker, NO_CLAIMS};
 use crate::approval::check_enrolment;
 use crate::audit::{Actor, EventType, Subject};
@@ -38,8 +39,10 @@ impl Broker {
             reason: reason.as_deref(),
             decided_by: &decided_by,
         };
-        if store::sign(&self.pool, &self.scribe, &self.limits(), signature, now).await? {
-            return self.find_one(Viewer::Person { handle: &holder.person, all: false }, id).await;
+        let receipt = store::sign(&self.pool, &self.scribe, &self.limits(), signature, now).await?;
+        if receipt.is_some() {
+            let viewer = Viewer::Person { handle: &holder.person, all: false };
+            return Ok(wire::Lease { receipt, ..self.find_one(viewer, id).await? });
         }
         // Somebody was faster: look again to say who or what.
         let signable = store::signable(&self.pool, id).await?.ok_or(Error::NotFound)?;
@@ -180,18 +183,16 @@ impl Broker {
         now: OffsetDateTime,
     ) -> Result<Error> {
         let NotCounting { rejection, person, decided_by } = not;
-        let subject = signable.subject(id);
-        let fingerprint =
-            UnverifiedSignature::parse(&request.signature).ok().map(|it| it.claimed_fingerprint());
+        let fingerprint = claimed_fingerprint(&request.signature);
         let detail = json!({
             "decision": request.decision,
             "reason": rejection.code(),
             "key_fingerprint": fingerprint,
             "decided_by": decided_by,
         });
-        let actor = person.as_deref().map_or(Actor::Unknown, Actor::Person);
-        let event = self.scribe.body(EventType::SignatureRejected, actor, subject, detail, now);
-        store::tell(&self.pool, event).await?;
+        let why = format!("{} {}", request.decision, rejection.code());
+        let refusal = Refusal::new(EventType::SignatureRejected, person.into(), &why, now);
+        self.refuse(Refusal { detail, ..refusal.of(signable.subject(id)) }).await?;
         Ok(Error::Rejected { lease_id: Some(id), rejection })
     }
 
@@ -208,13 +209,11 @@ impl Broker {
                 })
             }
             Err((rejection, person)) => {
-                // Nobody in particular can fail as often as they like: that is for the log, not for the record.
-                if let Some(person) = person {
-                    let detail = json!({ "reason": rejection.code() });
-                    let (kind, actor) = (EventType::LoginRejected, Actor::Person(&person));
-                    let event = self.scribe.body(kind, actor, Subject::default(), detail, now);
-                    store::tell(&self.pool, event).await?;
-                }
+                let (kind, reason) = (EventType::LoginRejected, rejection.code());
+                let fingerprint = claimed_fingerprint(&request.signature);
+                let detail = json!({ "reason": reason, "key_fingerprint": fingerprint });
+                let refusal = Refusal::new(kind, person.into(), reason, now);
+                self.refuse(Refusal { detail, ..refusal }).await?;
                 Err(Error::Rejected { lease_id: None, rejection })
             }
         }
@@ -264,6 +263,11 @@ impl Broker {
             Err((Rejection::StaleNonce, Some(holder.person)))
         })
     }
+}
+
+/// Whose key a signature claims to be of: proof of nothing.
+pub(super) fn claimed_fingerprint(signature: &str) -> Option<String> {
+    UnverifiedSignature::parse(signature).ok().map(|it| it.claimed_fingerprint())
 }
 
 /// So many keys may have enrolled one another in a row.

@@ -61,12 +61,13 @@ impl Broker {
                 why: "the rules do not let you stop it".into(),
             });
         }
-        if store::revoke(&self.pool, &self.scribe, actor, &lease, reason, now).await? {
+        let receipt = store::revoke(&self.pool, &self.scribe, actor, &lease, reason, now).await?;
+        if receipt.is_some() {
             self.to_stop.notify_one();
         }
         let lease = self.lease(caller, id).await?;
         match lease.state {
-            LeaseState::Revoked => Ok(lease),
+            LeaseState::Revoked => Ok(wire::Lease { receipt, ..lease }),
             state => Err(Error::Ended { id, state }),
         }
     }
@@ -97,13 +98,15 @@ impl Broker {
             roles: &roles,
             cut_off: self.cut_off(now),
         };
-        store::freeze(&self.pool, &self.scribe, new, now).await?;
+        let frozen = store::freeze(&self.pool, &self.scribe, Actor::Person(&me.handle), new, now);
+        let receipt = Some(frozen.await?);
         // It stands. If this fails, the next round does it.
         if let Err(error) = store::stop_what_is_frozen(&self.pool, &self.scribe, now).await {
             tracing::warn!(?error, "what is frozen is not stopped yet");
         }
         self.to_stop.notify_one();
-        store::freezes(&self.pool, Some(new.id)).await?.pop().ok_or(Error::NotFound)
+        let freeze = store::freezes(&self.pool, Some(new.id)).await?.pop();
+        Ok(wire::Freeze { receipt, ..freeze.ok_or(Error::NotFound)? })
     }
 
     /// The freezes that stand.
@@ -202,9 +205,7 @@ impl Broker {
     /// When all that can have begun by now has begun: AWS is told a time that is over for what was being minted, and new
     /// sessions wait for it. AWS counts in whole seconds.
     fn cut_off(&self, now: OffsetDateTime) -> OffsetDateTime {
-        let aws = &self.config.settings.aws;
-        let at = now + aws.stop_margin.0 + aws.call_timeout.0;
-        at.replace_nanosecond(0).expect("zero is a nanosecond") + Duration::SECOND
+        self.config.settings.aws.cut_off(now)
     }
 
     /// Returns when this server was told of something to stop.

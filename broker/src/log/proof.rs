@@ -2,14 +2,20 @@
 //!
 //! The event's body is the `extra` line, so that the file tells what it proves.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::io::{self, BufRead};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tlog_tiles::{Error, HashReader, check_record, prove_record};
+use tlog_tiles::{EMPTY_HASH, Error, HashReader, check_record, prove_record, stored_hash_index};
+use uuid::Uuid;
 
 use super::checkpoint::{NoteError, SignedCheckpoint};
-use super::tree::{Hash, leaf_hash};
+use super::export::{Entry, Line};
+use super::tree::{Frontier, Hash, leaf_hash};
+use super::verify::{Examined, examine};
 
 pub const HEADER: &str = "c2sp.org/tlog-proof@v1";
 
@@ -34,6 +40,77 @@ pub enum ProofError {
     Checkpoint(#[from] NoteError),
     #[error("this event is not under that checkpoint")]
     NotUnder,
+}
+
+/// Takes an event's proof from an exported log, without any key: who reads the proof checks it. Reads the file twice, and keeps a
+/// hash for each level of the tree.
+pub fn from_export<R: BufRead>(
+    open: impl Fn() -> io::Result<R>,
+    event: Uuid,
+) -> io::Result<Option<Proof>> {
+    let mut found = None;
+    let mut checkpoint = None;
+    for line in open()?.lines() {
+        let line = line?;
+        match examine(&line) {
+            Examined::Entry(entry) if entry.id() == event.to_string() => {
+                let body = serde_json::from_str::<Entry<'_>>(&line)
+                    .map(|it| it.body.get().as_bytes().to_vec());
+                found = Some((entry.index(), body?));
+            }
+            Examined::Other(it) if found.is_some() => {
+                if let Line::Checkpoint(note) = *it {
+                    checkpoint = SignedCheckpoint::parse(&note).ok();
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    let Some(((index, body), checkpoint)) = found.zip(checkpoint) else { return Ok(None) };
+    let wanted = Wanted::default();
+    // Only to hear which hashes it takes.
+    let _ = prove_record(checkpoint.checkpoint.size, index, &wanted);
+    let mut hashes: HashMap<_, _> =
+        wanted.0.into_inner().into_iter().map(|it| (it, EMPTY_HASH)).collect();
+    let mut frontier = Frontier::default();
+    for line in open()?.lines() {
+        let hash = match examine(&line?) {
+            Examined::Entry(entry) => entry.hash(),
+            Examined::Other(it) => match *it {
+                Line::Pruned(pruned) => pruned.leaf_hash,
+                _ => continue,
+            },
+            _ => continue,
+        };
+        frontier.append(hash, |it| {
+            if let Some(hash) = hashes.get_mut(&stored_hash_index(it.height, it.index)) {
+                *hash = it.hash;
+            }
+        });
+        if frontier.size() == checkpoint.checkpoint.size {
+            break;
+        }
+    }
+    Ok(Proof::new(body, index, checkpoint, &Known(hashes)).ok())
+}
+
+#[derive(Default)]
+struct Wanted(RefCell<Vec<u64>>);
+
+impl HashReader for Wanted {
+    fn read_hashes(&self, indexes: &[u64]) -> Result<Vec<Hash>, Error> {
+        self.0.borrow_mut().extend(indexes);
+        Ok(vec![EMPTY_HASH; indexes.len()])
+    }
+}
+
+struct Known(HashMap<u64, Hash>);
+
+impl HashReader for Known {
+    fn read_hashes(&self, indexes: &[u64]) -> Result<Vec<Hash>, Error> {
+        indexes.iter().map(|it| self.0.get(it).copied().ok_or(Error::IndexesNotInTree)).collect()
+    }
 }
 
 impl Proof {

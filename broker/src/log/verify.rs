@@ -317,6 +317,21 @@ pub struct ExaminedEntry {
     news: Option<News>,
 }
 
+impl ExaminedEntry {
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// As it went into the tree.
+    pub fn hash(&self) -> Hash {
+        self.hash
+    }
+}
+
 /// What an event says that matters for what follows.
 #[derive(Debug)]
 pub enum News {
@@ -520,6 +535,8 @@ pub struct Verifier {
     anchors: BTreeMap<u64, Vec<SignedCheckpoint>>,
     /// The index of the next entry: how many there are in the tree, as long as none is missing.
     next: u64,
+    /// Those that were, with the root there: until a checkpoint says whose story it is.
+    reached: Vec<(SignedCheckpoint, Hash)>,
     /// The root did not hold once: that it does not later is no news.
     broken: bool,
     /// Fingerprints of people's keys so far, and whether each is good.
@@ -552,6 +569,7 @@ impl Verifier {
             next_origin: None,
             anchors,
             next: 0,
+            reached: Vec::new(),
             broken: false,
             keys: HashMap::new(),
             pruned: Vec::new(),
@@ -603,6 +621,7 @@ impl Verifier {
             Some(end) if end.waiting != self.report.waiting => self.find(Fault::Truncated, None),
             Some(_) => {}
         }
+        self.compare_reached();
         for anchor in std::mem::take(&mut self.anchors).into_values().flatten() {
             // Whoever took up a log after a loss has said which anchored checkpoint it was behind. Of a part, or of one with a
             // gap, there is nothing more to say.
@@ -748,20 +767,24 @@ impl Verifier {
             return;
         }
         self.frontier.append(hash, |_| {});
-        let Some(anchors) = self.anchors.remove(&self.frontier.size()) else { return };
-        let (mut later, size) = (Vec::new(), self.frontier.size());
-        for anchor in anchors {
-            // One of another epoch is about entries that are not here.
-            if anchor.checkpoint.origin != self.origin && self.next_origin.is_none() {
-                later.push(anchor);
+        if let Some(anchors) = self.anchors.remove(&self.frontier.size()) {
+            let root = self.frontier.root();
+            self.reached.extend(anchors.into_iter().map(|it| (it, root)));
+        }
+    }
+
+    /// Compares the anchored checkpoints that were reached since the last one. One of another name is about entries that are not
+    /// here.
+    fn compare_reached(&mut self) {
+        for (anchor, root) in std::mem::take(&mut self.reached) {
+            let size = anchor.checkpoint.size;
+            if anchor.checkpoint.origin != self.origin {
+                self.anchors.entry(size).or_default().push(anchor);
             } else if let Err(error) = self.verify_anchor(&anchor) {
                 self.find(Fault::AnchorSignature(size, error), None);
-            } else if anchor.checkpoint.root != self.frontier.root() {
+            } else if anchor.checkpoint.root != root {
                 self.find(Fault::Forked(size), None);
             }
-        }
-        if !later.is_empty() {
-            self.anchors.insert(size, later);
         }
     }
 
@@ -833,6 +856,7 @@ impl Verifier {
         }
         self.key = self.next_key.take().unwrap_or_else(|| std::mem::take(&mut self.key));
         self.origin = self.next_origin.take().unwrap_or_else(|| std::mem::take(&mut self.origin));
+        self.compare_reached();
         self.report.good =
             Some(Good { size: self.frontier.size(), recorded_at: self.recorded_at.clone() });
     }

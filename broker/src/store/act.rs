@@ -9,11 +9,11 @@ use uuid::Uuid;
 use super::sign::{KeyHolder, key_holder};
 use super::stop::stop_lease;
 use super::{Result, word};
-use crate::audit::{Actor, EventType, Scribe, Subject};
+use crate::audit::{Actor, Entry, EventType, Scribe, Subject};
 use crate::lease::{Assurance, Decision, FreezeKind, LeaseId};
 use crate::statement::act::{ADMINS, Act, ActKind, ActState, ActStatement, ActTerms, Change};
 use crate::verify::Touch;
-use crate::wire;
+use crate::wire::{self, Receipt};
 
 /// SQLSTATE of `apply_act()` when what an act builds on is no longer so.
 const NO_LONGER_SO: &str = "BR001";
@@ -108,14 +108,15 @@ pub async fn propose(
 ) -> Result<()> {
     let terms = statement.terms();
     let actor = terms.proposed_by.as_deref().map_or(Actor::Operator, Actor::Person);
-    let event = body(
+    let event = entry(
         scribe,
         EventType::StatementProposed,
         actor,
         terms.into(),
         json!({}),
         terms.proposed_at,
-    );
+    )
+    .body;
     sqlx::query!(
         r#"
         with proposed as (
@@ -238,9 +239,10 @@ pub struct NewActSignature<'a> {
 }
 
 /// What became of a signature.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Counted {
-    Yes,
+    /// With the receipt of the event that tells of the signature.
+    Yes(Receipt),
     /// Somebody was faster.
     No,
     /// It is good, but what the act builds on is no longer so; nothing was written.
@@ -292,9 +294,10 @@ pub async fn sign_act(
     let actor = Actor::Person(signature.person);
     if !approves {
         let why = signature.reason.unwrap_or("refused by an admin");
-        end(&mut transaction, scribe, terms.into(), ActState::Refused, actor, why, now).await?;
+        let ended =
+            end(&mut transaction, scribe, terms.into(), ActState::Refused, actor, why, now).await?;
         transaction.commit().await?;
-        return Ok(Counted::Yes);
+        return Ok(ended.map_or(Counted::No, Counted::Yes));
     }
     let effective_at = now + Duration::seconds(terms.cool_down_seconds.into());
     let detail = json!({
@@ -303,7 +306,7 @@ pub async fn sign_act(
         "decided_by": signature.decided_by,
         "effective_at": effective_at.unix_timestamp(),
     });
-    let event = body(scribe, EventType::StatementSigned, actor, terms.into(), detail, now);
+    let event = entry(scribe, EventType::StatementSigned, actor, terms.into(), detail, now);
     sqlx::query!(
         r#"
         with signed as (
@@ -314,7 +317,7 @@ pub async fn sign_act(
         terms.id,
         now,
         effective_at,
-        event,
+        event.body,
     )
     .fetch_one(&mut *transaction)
     .await?;
@@ -322,7 +325,7 @@ pub async fn sign_act(
         return Ok(Counted::NoLongerSo);
     }
     transaction.commit().await?;
-    Ok(Counted::Yes)
+    Ok(Counted::Yes(event.receipt()))
 }
 
 /// Does what was signed and has cooled down; or ends it, if there is a reason why not. Nothing happens if somebody was
@@ -390,8 +393,8 @@ pub(super) async fn sweep_acts(
     Ok(lapsed)
 }
 
-/// Ends an act that comes to nothing, with its event. Nothing happens to one that has ended.
-async fn end(
+/// Ends an act that comes to nothing, with its event, whose receipt it returns. Nothing happens to one that has ended.
+pub(super) async fn end(
     connection: &mut PgConnection,
     scribe: &Scribe,
     act: Which<'_>,
@@ -399,14 +402,14 @@ async fn end(
     actor: Actor<'_>,
     why: &str,
     now: OffsetDateTime,
-) -> Result<()> {
+) -> Result<Option<Receipt>> {
     let kind = match state {
         ActState::Refused => EventType::StatementRefused,
         ActState::Lapsed => EventType::StatementLapsed,
         _ => EventType::StatementFailed,
     };
-    let event = body(scribe, kind, actor, act, json!({ "why": why }), now);
-    sqlx::query!(
+    let event = entry(scribe, kind, actor, act, json!({ "why": why }), now);
+    let ended = sqlx::query!(
         r#"
         with ended as (
             update act set state = $2, ended_at = $3, end_reason = $4 where id = $1 and ended_at is null returning id
@@ -417,11 +420,11 @@ async fn end(
         state.as_str(),
         now,
         why,
-        event,
+        event.body,
     )
     .fetch_optional(connection)
     .await?;
-    Ok(())
+    Ok(ended.map(|_| event.receipt()))
 }
 
 /// Does what was signed, with its events. `false` if what it builds on is no longer so: the transaction is void then.
@@ -459,7 +462,7 @@ async fn apply(
         }
     }
     for kind in kinds {
-        let event = body(scribe, kind, actor, terms.into(), json!({}), now);
+        let event = entry(scribe, kind, actor, terms.into(), json!({}), now).body;
         sqlx::query!("select append_event($1) as seq", event).fetch_one(&mut *connection).await?;
     }
     if let (Act::AdminChange(Change::RevokeKey { handle, .. }), Actor::Person(signer)) =
@@ -509,9 +512,9 @@ async fn stop_what_they_signed(
 
 /// Which act, with its terms if this version can read them.
 #[derive(Clone, Copy)]
-struct Which<'a> {
-    id: Uuid,
-    terms: Option<&'a ActTerms>,
+pub(super) struct Which<'a> {
+    pub(super) id: Uuid,
+    pub(super) terms: Option<&'a ActTerms>,
 }
 
 impl<'a> From<&'a ActTerms> for Which<'a> {
@@ -521,14 +524,14 @@ impl<'a> From<&'a ActTerms> for Which<'a> {
 }
 
 /// An event about an act: its own words, and what else there is to say.
-fn body(
+fn entry(
     scribe: &Scribe,
     kind: EventType,
     actor: Actor<'_>,
     act: Which<'_>,
     mut detail: Value,
     now: OffsetDateTime,
-) -> Vec<u8> {
+) -> Entry {
     detail["act_id"] = json!(act.id);
     if let Some(terms) = act.terms {
         detail["act"] = json!(terms.act);
@@ -540,7 +543,7 @@ fn body(
         }
         _ => Subject::default(),
     };
-    scribe.body(kind, actor, subject, detail, now)
+    scribe.entry(kind, actor, subject, detail, now)
 }
 
 /// What of a sponsor's ends.
@@ -550,7 +553,8 @@ enum Sponsored<'a> {
     Task { id: Uuid, sponsor: &'a str },
 }
 
-/// Ends a task of `sponsor`'s, and the leases that are open under it: how many. `None` if there is no such task that runs.
+/// Ends a task of `sponsor`'s, and the leases that are open under it: how many, with the receipt of the task's end. `None`
+/// if there is no such task that runs.
 pub async fn end_task(
     pool: &PgPool,
     scribe: &Scribe,
@@ -558,7 +562,7 @@ pub async fn end_task(
     id: Uuid,
     sponsor: &str,
     now: OffsetDateTime,
-) -> Result<Option<u64>> {
+) -> Result<Option<(u64, Receipt)>> {
     let mut transaction = pool.begin().await?;
     // What begins at the same time is either seen below, or finds the task ended.
     sqlx::query!("select hold_sponsor($1)", sponsor).execute(&mut *transaction).await?;
@@ -568,7 +572,8 @@ pub async fn end_task(
     Ok(ended)
 }
 
-/// Ends tasks, and stops every lease that is open under them: how many. `None` if no task ended.
+/// Ends tasks, and stops every lease that is open under them: how many, with the receipt of the last task's end. `None` if
+/// no task ended.
 async fn end_sponsored(
     connection: &mut PgConnection,
     scribe: &Scribe,
@@ -576,7 +581,7 @@ async fn end_sponsored(
     what: Sponsored<'_>,
     why: &str,
     now: OffsetDateTime,
-) -> Result<Option<u64>> {
+) -> Result<Option<(u64, Receipt)>> {
     let (sponsor, task_id) = match what {
         Sponsored::All { sponsor } => (sponsor, None),
         Sponsored::Task { id, sponsor } => (sponsor, Some(id)),
@@ -596,12 +601,16 @@ async fn end_sponsored(
     if tasks.is_empty() && task_id.is_some() {
         return Ok(None);
     }
+    let mut receipt = None;
     for task in &tasks {
         let subject =
             Subject { agent: Some(&task.agent), sponsor: Some(sponsor), ..Subject::default() };
         let detail = json!({ "task_id": task.id, "task": task.task, "why": why });
-        let event = scribe.body(EventType::TaskEnded, actor, subject, detail, now);
-        sqlx::query!("select append_event($1) as seq", event).fetch_one(&mut *connection).await?;
+        let event = scribe.entry(EventType::TaskEnded, actor, subject, detail, now);
+        receipt = Some(event.receipt());
+        sqlx::query!("select append_event($1) as seq", event.body)
+            .fetch_one(&mut *connection)
+            .await?;
     }
     let leases = sqlx::query!(
         r#"
@@ -625,5 +634,5 @@ async fn end_sponsored(
         stop_lease(connection, scribe, actor, subject, lease.id, why, now).await?;
     }
     let stopped = u64::try_from(leases.len()).unwrap_or(u64::MAX);
-    Ok((!tasks.is_empty()).then_some(stopped))
+    Ok(receipt.map(|it| (stopped, it)))
 }

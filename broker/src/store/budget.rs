@@ -2,12 +2,10 @@
 
 use serde_json::json;
 use sqlx::PgPool;
-use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Result, Terms, word};
-use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::config::Limits;
 use crate::identity::Agent;
 use crate::lease::{Budgeted, LeaseState, Whose};
@@ -25,32 +23,25 @@ pub struct Exceeded {
     pub wait: Duration,
 }
 
-/// Records that `agent` is over a budget, once a minute for each: a loop in an agent must not fill the log.
+/// Who is over which budget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverBudget {
+    pub sponsor: String,
+    pub agent: String,
+    pub of: Whose,
+    pub budget: Budgeted,
+}
+
+/// Records that an agent is over a budget, once a minute for each: a loop in an agent must not fill the log. `false` if it was
+/// recorded within this minute.
 pub async fn tell_exceeded(
     pool: &PgPool,
-    scribe: &Scribe,
-    agent: &Agent,
-    scope: &str,
-    exceeded: Exceeded,
+    who: &OverBudget,
+    event: Vec<u8>,
     now: OffsetDateTime,
-) -> Result<()> {
-    let subject = Subject {
-        agent: Some(&agent.name),
-        sponsor: Some(&agent.sponsor),
-        scope: Some(scope),
-        ..Subject::default()
-    };
-    let detail = json!({
-        "budget": exceeded.budget,
-        "of": exceeded.of,
-        "limit": exceeded.limit,
-        "retry_at": exceeded.retry_at.format(&Rfc3339).expect("a year of four digits"),
-        "task_id": agent.task_id,
-    });
-    let actor = Actor::Agent(&agent.name);
-    let event = scribe.body(EventType::BudgetExceeded, actor, subject, detail, now);
+) -> Result<bool> {
     // Looks before it writes: a loop that is told already costs no commit.
-    sqlx::query!(
+    let row = sqlx::query!(
         r#"
         with due as (
             insert into over_budget as o (sponsor, agent, whose, budget, told_at)
@@ -63,16 +54,16 @@ pub async fn tell_exceeded(
         )
         select append_event($6) as seq from due
         "#,
-        agent.sponsor,
-        agent.name,
-        exceeded.of.as_str(),
-        exceeded.budget.as_str(),
+        who.sponsor,
+        who.agent,
+        who.of.as_str(),
+        who.budget.as_str(),
         now,
         event,
     )
     .fetch_optional(pool)
     .await?;
-    Ok(())
+    Ok(row.is_some())
 }
 
 /// What a request meets at the gate that a new lease goes through.

@@ -13,7 +13,7 @@ use crate::identity::Agent;
 use crate::lease::{LeaseId, Tier};
 use crate::statement::AssumeRole;
 use crate::verify::EnrolledKey;
-use crate::wire;
+use crate::wire::{self, Receipt};
 
 /// What a claim is made from: the lease as stored, and for a signed one the statement and who approved it.
 #[derive(Debug)]
@@ -215,8 +215,8 @@ pub enum Obstacle {
 
 /// Writes how minting ended. Consumes the warrant: it is settled once.
 ///
-/// Returns whether the outcome was written. If not, a sweep, a stop or a freeze was first, and the credentials must
-/// be dropped: nobody is entitled to them any more.
+/// Returns the receipt of the session's event if the outcome was written. If not, a sweep, a stop or a freeze was first,
+/// and the credentials must be dropped: nobody is entitled to them any more.
 pub async fn settle(
     pool: &PgPool,
     scribe: &Scribe,
@@ -224,7 +224,7 @@ pub async fn settle(
     warrant: Warrant,
     outcome: Result<&Minted, &MintError>,
     now: OffsetDateTime,
-) -> Result<bool> {
+) -> Result<Option<Receipt>> {
     let subject = Subject {
         agent: Some(&agent.name),
         sponsor: Some(&agent.sponsor),
@@ -236,12 +236,12 @@ pub async fn settle(
     match outcome {
         Ok(minted) => {
             let detail = json!({ "access_key_id": minted.access_key_id, "session_name": warrant.session.name });
-            let session_event =
-                scribe.body(EventType::SessionIssued, actor, subject, detail.clone(), now);
-            let mut issued = detail.clone();
-            issued["tier"] = json!(warrant.tier);
-            issued["statement_sha256"] = json!(warrant.statement_sha256);
-            let lease_event = scribe.body(EventType::LeaseIssued, actor, subject, issued, now);
+            let issued =
+                scribe.entry(EventType::SessionIssued, actor, subject, detail.clone(), now);
+            let mut of_lease = detail.clone();
+            of_lease["tier"] = json!(warrant.tier);
+            of_lease["statement_sha256"] = json!(warrant.statement_sha256);
+            let lease_event = scribe.body(EventType::LeaseIssued, actor, subject, of_lease, now);
             let settled = sqlx::query!(
                 r#"
                 with locked as materialized (
@@ -272,7 +272,7 @@ pub async fn settle(
                 now,
                 minted.access_key_id,
                 minted.expires_at,
-                session_event,
+                issued.body,
                 lease_event,
             )
             .fetch_one(pool)
@@ -285,13 +285,13 @@ pub async fn settle(
                 let failed = scribe.body(EventType::LeaseFailed, actor, subject, detail, now);
                 record_dropped(pool, &warrant, minted, [dropped, failed], now).await?;
             }
-            Ok(settled)
+            Ok(settled.then(|| issued.receipt()))
         }
         Err(error) => {
             let failure = error.to_string();
             let detail = json!({ "why": failure, "access_key_id": error.access_key_id() });
             let session_event =
-                scribe.body(EventType::SessionFailed, actor, subject, detail.clone(), now);
+                scribe.entry(EventType::SessionFailed, actor, subject, detail.clone(), now);
             let lease_event = scribe.body(EventType::LeaseFailed, actor, subject, detail, now);
             let settled = sqlx::query!(
                 r#"
@@ -315,14 +315,14 @@ pub async fn settle(
                 now,
                 failure,
                 error.access_key_id(),
-                session_event,
+                session_event.body,
                 lease_event,
             )
             .fetch_one(pool)
             .await?
             .told
                 > 0;
-            Ok(settled)
+            Ok(settled.then(|| session_event.receipt()))
         }
     }
 }
@@ -369,7 +369,7 @@ async fn record_dropped(
     Ok(())
 }
 
-/// Records that a live session is handed to its agent again, and says whether it may be.
+/// Records that a live session is handed to its agent again, if it may be.
 pub async fn redeliver(
     pool: &PgPool,
     scribe: &Scribe,
@@ -378,7 +378,7 @@ pub async fn redeliver(
     lease_id: LeaseId,
     session_id: Uuid,
     now: OffsetDateTime,
-) -> Result<bool> {
+) -> Result<Option<Receipt>> {
     let subject = Subject {
         agent: Some(&agent.name),
         sponsor: Some(&agent.sponsor),
@@ -386,7 +386,7 @@ pub async fn redeliver(
         lease_id: Some(lease_id),
         session_id: Some(session_id),
     };
-    let event = scribe.body(
+    let event = scribe.entry(
         EventType::SessionRedelivered,
         Actor::Agent(&agent.name),
         subject,
@@ -416,9 +416,9 @@ pub async fn redeliver(
         agent.name,
         agent.sponsor,
         agent.task_id,
-        event,
+        event.body,
     )
     .fetch_optional(pool)
     .await?;
-    Ok(row.is_some())
+    Ok(row.map(|_| event.receipt()))
 }

@@ -118,6 +118,7 @@ pub async fn find(pool: &PgPool, find: Find<'_>) -> Result<Vec<wire::Lease>> {
                 sessions: it.sessions.0,
                 next: None,
                 credentials: None,
+                receipt: None,
             })
         })
         .collect()

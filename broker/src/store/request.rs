@@ -10,7 +10,7 @@ use crate::config::Limits;
 use crate::identity::Agent;
 use crate::lease::{Assurance, LeaseId, LeaseState};
 use crate::statement::{AssumeRole, LeaseStatement};
-use crate::wire;
+use crate::wire::{self, Receipt};
 
 /// A lease to be written: everything that is known when it is asked for.
 #[derive(Debug)]
@@ -59,9 +59,13 @@ pub enum NewOutcome {
 
 /// What became of a new lease.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "made and consumed once a request, on one stack")]
 pub enum Opened {
     /// Written; with the warrant if it was claimed in the same commit.
-    New(Option<Warrant>),
+    New {
+        warrant: Option<Warrant>,
+        receipt: Receipt,
+    },
     /// The same agent used the same idempotency key before.
     Known,
     TaskEnded,
@@ -110,7 +114,9 @@ pub async fn open(
         LeaseState::Pending => EventType::LeasePending,
         _ => EventType::LeaseApproved,
     };
-    let mut events = vec![scribe.body(kind, actor, subject, detail, now)];
+    let told = scribe.entry(kind, actor, subject, detail, now);
+    let receipt = told.receipt();
+    let mut events = vec![told.body];
     if let Some(session) = &claim {
         subject.session_id = Some(session.id);
         events.push(scribe.body(
@@ -196,14 +202,12 @@ pub async fn open(
         Admission::read(&row.verdict, row.budget, row.whose, row.allowed, row.retry_at, now)?;
     Ok(match admission {
         Admission::Open if row.written => {
-            Opened::New(claim.zip(terms).map(|(session, terms)| Warrant {
-                lease_id: id,
-                session,
-                assume_role: terms.assume_role,
-                statement_sha256: None,
-                tier: Some(terms.tier),
-                region: terms.region,
-            }))
+            let warrant = claim.zip(terms).map(|(session, terms)| {
+                let Terms { assume_role, region, tier, .. } = terms;
+                let (statement_sha256, tier) = (None, Some(tier));
+                Warrant { lease_id: id, session, assume_role, statement_sha256, tier, region }
+            });
+            Opened::New { warrant, receipt }
         }
         Admission::Open | Admission::Known => Opened::Known,
         Admission::TaskEnded => Opened::TaskEnded,

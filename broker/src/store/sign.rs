@@ -1,7 +1,7 @@
 //! Keys, signatures, logins, and what ends a request before it is claimed.
 
 use serde_json::json;
-use sqlx::PgPool;
+use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -11,7 +11,7 @@ use crate::config::Limits;
 use crate::identity::Agent;
 use crate::lease::{Assurance, Decision, LeaseId, LeaseState};
 use crate::verify::{EnrolledKey, Touch};
-use crate::wire;
+use crate::wire::{self, Receipt};
 
 /// A person's key, with the person.
 #[derive(Debug)]
@@ -118,14 +118,14 @@ pub struct NewSignature<'a> {
     pub decided_by: &'a [String],
 }
 
-/// Counts a signature: one statement. `false` when the lease stopped waiting, or the person decided, in between.
+/// Counts a signature: one statement. Nothing when the lease stopped waiting, or the person decided, in between.
 pub async fn sign(
     pool: &PgPool,
     scribe: &Scribe,
     limits: &Limits,
     signature: NewSignature<'_>,
     now: OffsetDateTime,
-) -> Result<bool> {
+) -> Result<Option<Receipt>> {
     let NewSignature { lease_id, signable, person, decision, .. } = signature;
     let subject = signable.subject(lease_id);
     let actor = Actor::Person(person);
@@ -136,7 +136,7 @@ pub async fn sign(
         "why": signature.reason,
         "decided_by": signature.decided_by,
     });
-    let accepted = scribe.body(EventType::SignatureAccepted, actor, subject, detail, now);
+    let accepted = scribe.entry(EventType::SignatureAccepted, actor, subject, detail, now);
     let ended = match decision {
         Decision::Approve => EventType::LeaseApproved,
         Decision::Refuse => EventType::LeaseRefused,
@@ -154,7 +154,7 @@ pub async fn sign(
     .fetch_optional(&mut *transaction)
     .await?;
     if pending.is_none() {
-        return Ok(false);
+        return Ok(None);
     }
     let counted = sqlx::query!(
         r#"
@@ -175,12 +175,12 @@ pub async fn sign(
         signature.touch.map(|it| it.verified),
         signature.reason,
         now,
-        accepted,
+        accepted.body,
     )
     .fetch_optional(&mut *transaction)
     .await?;
     if counted.is_none() {
-        return Ok(false);
+        return Ok(None);
     }
     sqlx::query!(
         r#"
@@ -208,7 +208,7 @@ pub async fn sign(
     .fetch_optional(&mut *transaction)
     .await?;
     transaction.commit().await?;
-    Ok(true)
+    Ok(Some(accepted.receipt()))
 }
 
 /// Appends one event that comes with no other change, such as a rejection.
@@ -217,7 +217,15 @@ pub async fn tell(pool: &PgPool, event: Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// The agent takes back what it has not used. `false` when there is nothing to take back.
+/// The same of several, in one statement: all of them, or none.
+pub async fn tell_all(executor: impl PgExecutor<'_>, events: &[Vec<u8>]) -> Result<()> {
+    sqlx::query!("select append_event(body) as seq from unnest($1::bytea[]) as body", events)
+        .fetch_all(executor)
+        .await?;
+    Ok(())
+}
+
+/// The agent takes back what it has not used. Nothing when there is nothing to take back.
 pub async fn withdraw(
     pool: &PgPool,
     scribe: &Scribe,
@@ -225,10 +233,10 @@ pub async fn withdraw(
     lease: &wire::Lease,
     reason: Option<&str>,
     now: OffsetDateTime,
-) -> Result<bool> {
+) -> Result<Option<Receipt>> {
     let subject = Subject::from(lease);
     let reason = reason.unwrap_or("withdrawn by the agent");
-    let event = scribe.body(
+    let event = scribe.entry(
         EventType::LeaseWithdrawn,
         Actor::Agent(&agent.name),
         subject,
@@ -250,11 +258,11 @@ pub async fn withdraw(
         agent.sponsor,
         now,
         reason,
-        event,
+        event.body,
     )
     .fetch_optional(pool)
     .await?;
-    Ok(row.is_some())
+    Ok(row.map(|_| event.receipt()))
 }
 
 /// Spends a login nonce. `false` when it was spent before.

@@ -1,15 +1,16 @@
 //! Stopping: leases that end before their time, freezes, and what AWS has still to be told.
 
 use serde_json::json;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{PgConnection, PgExecutor, PgPool, Postgres, Transaction};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use super::sign::tell_all;
 use super::{Result, word};
 use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::aws::{PROBE_NAME, StopPolicy};
 use crate::lease::{FreezeKind, LeaseId};
-use crate::wire;
+use crate::wire::{self, Receipt};
 
 /// A probe that was not tried for so long has lost its server.
 const PROBE_LOST_AFTER: Duration = Duration::seconds(10);
@@ -35,8 +36,8 @@ pub(super) async fn stop_lease(
     id: Uuid,
     why: &str,
     now: OffsetDateTime,
-) -> Result<()> {
-    let event = scribe.body(EventType::LeaseRevoked, actor, subject, json!({ "why": why }), now);
+) -> Result<Receipt> {
+    let event = scribe.entry(EventType::LeaseRevoked, actor, subject, json!({ "why": why }), now);
     sqlx::query!(
         r#"
         with stopped as (
@@ -47,7 +48,7 @@ pub(super) async fn stop_lease(
         id,
         now,
         why,
-        event,
+        event.body,
     )
     .fetch_one(&mut *connection)
     .await?;
@@ -65,10 +66,10 @@ pub(super) async fn stop_lease(
         let event = scribe.body(EventType::SessionRevoking, actor, subject, detail, now);
         sqlx::query!("select append_event($1) as seq", event).fetch_one(&mut *connection).await?;
     }
-    Ok(())
+    Ok(event.receipt())
 }
 
-/// Stops one lease. `false` if it has ended already.
+/// Stops one lease. Nothing if it has ended already.
 pub async fn revoke(
     pool: &PgPool,
     scribe: &Scribe,
@@ -76,7 +77,7 @@ pub async fn revoke(
     lease: &wire::Lease,
     why: &str,
     now: OffsetDateTime,
-) -> Result<bool> {
+) -> Result<Option<Receipt>> {
     let mut transaction = pool.begin().await?;
     let open = sqlx::query!(
         "select id from lease where id = $1 and state in ('pending', 'approved', 'issued') for update",
@@ -85,11 +86,12 @@ pub async fn revoke(
     .fetch_optional(&mut *transaction)
     .await?;
     if open.is_none() {
-        return Ok(false);
+        return Ok(None);
     }
-    stop_lease(&mut transaction, scribe, actor, lease.into(), lease.id.0, why, now).await?;
+    let (subject, id) = (lease.into(), lease.id.0);
+    let receipt = stop_lease(&mut transaction, scribe, actor, subject, id, why, now).await?;
     transaction.commit().await?;
-    Ok(true)
+    Ok(Some(receipt))
 }
 
 /// A freeze to be.
@@ -99,6 +101,7 @@ pub struct NewFreeze<'a> {
     pub kind: FreezeKind,
     pub target: Option<&'a str>,
     pub reason: &'a str,
+    /// Whoever orders it.
     pub person: &'a str,
     /// Roles that it covers as a whole: every session of theirs that begins before `cut_off` is refused, whether we know
     /// of it or not.
@@ -108,14 +111,14 @@ pub struct NewFreeze<'a> {
 
 /// From its commit on nothing is issued to what it covers. What was issued is for [`stop_what_is_frozen`].
 pub async fn freeze(
-    pool: &PgPool,
+    connection: impl PgExecutor<'_>,
     scribe: &Scribe,
+    actor: Actor<'_>,
     new: NewFreeze<'_>,
     now: OffsetDateTime,
-) -> Result<()> {
+) -> Result<Receipt> {
     let detail = json!({ "freeze_id": new.id, "kind": new.kind, "target": new.target, "why": new.reason, "roles": new.roles });
-    let actor = Actor::Person(new.person);
-    let event = scribe.body(EventType::FreezeCreated, actor, Subject::default(), detail, now);
+    let event = scribe.entry(EventType::FreezeCreated, actor, Subject::default(), detail, now);
     sqlx::query!(
         r#"
         with frozen as (
@@ -134,11 +137,11 @@ pub async fn freeze(
         now,
         new.roles,
         new.cut_off,
-        event,
+        event.body,
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await?;
-    Ok(())
+    Ok(event.receipt())
 }
 
 /// Freezes that stand, the newest first; or one of any age.
@@ -180,6 +183,7 @@ pub async fn freezes(pool: &PgPool, id: Option<Uuid>) -> Result<Vec<wire::Freeze
                 not_yet_stopped: it.not_yet_stopped,
                 stopped_at: it.stopped_at,
                 roles_not_told: it.roles_not_told,
+                receipt: None,
             })
         })
         .collect()
@@ -266,16 +270,9 @@ pub async fn stop_what_is_frozen(
             scribe.body(EventType::SessionRevoking, Actor::Broker, subject, detail, now)
         })
         .collect();
-    tell_all(&mut transaction, &events).await?;
+    tell_all(&mut *transaction, &events).await?;
     transaction.commit().await?;
     Ok(sessions.len())
-}
-
-async fn tell_all(connection: &mut PgConnection, events: &[Vec<u8>]) -> Result<()> {
-    sqlx::query!("select append_event(body) as seq from unnest($1::bytea[]) as body", events)
-        .fetch_all(connection)
-        .await?;
-    Ok(())
 }
 
 /// A role whose policy has to be written, proven or looked at.
@@ -692,7 +689,7 @@ pub async fn probe_refused(
             scribe.body(EventType::SessionStopped, Actor::Broker, subject, detail, now)
         })
         .collect();
-    tell_all(&mut transaction, &events).await?;
+    tell_all(&mut *transaction, &events).await?;
     transaction.commit().await?;
     Ok(stopped.len())
 }
