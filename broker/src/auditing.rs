@@ -152,7 +152,7 @@ pub async fn run(
                     say(&format!("next: `broker audit verify {}`, anywhere", path.display()));
                 }
                 None => {
-                    write_export(&pool, std::io::stdout().lock(), clock.now(), &mut say).await?
+                    write_export(&pool, std::io::stdout().lock(), clock.now(), &mut say).await?;
                 }
             }
             Ok(Outcome::Done)
@@ -218,7 +218,7 @@ async fn ask_anchors(config: &Config, say: &mut impl FnMut(&str)) -> Vec<SignedC
         match Anchor::new(settings, &access).newest((0, 0)).await {
             Ok(found) => newest.extend(found.map(|(_, signed)| signed)),
             Err(error) => {
-                say(&format!("warning: anchor {} did not answer: {error}", settings.name()))
+                say(&format!("warning: anchor {} did not answer: {error}", settings.name()));
             }
         }
     }

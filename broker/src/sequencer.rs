@@ -541,7 +541,7 @@ impl Sequencer {
             now,
         );
         crate::store::next_epoch(transaction, epoch, &origin, &key, &event).await?;
-        let head = Head { epoch, origin, key, ..before };
+        let head = Head { origin, epoch, key, ..before };
         // One checkpoint over everything: the first of the new name covers the event that tells of it.
         let events = store::pending(transaction, i32::MAX).await?;
         let advanced = self.advance(transaction, head, frontier, &events, None).await?;

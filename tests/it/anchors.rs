@@ -275,9 +275,9 @@ async fn an_anchor_that_is_ahead_stops_servers_that_run_and_those_that_start() {
         assert_eq!(broker.broker.log.anchor().await.expect("it does nothing"), 0);
     }
     // Nor is it handed over to another key, whatever process does that.
-    let rotates = world.broker.replica(world.sts.options()).await;
+    let later = world.broker.replica(world.sts.options()).await;
     let key = LogKey::from_bytes(&[9; 32]);
-    let rotated = rotates.broker.log.rotate(&key, world.broker.clock.now());
+    let rotated = later.broker.log.rotate(&key, world.broker.clock.now());
     assert!(matches!(rotated.await, Err(LogError::Behind(_))));
 }
 

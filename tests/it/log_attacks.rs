@@ -14,6 +14,7 @@ use broker::log::verify::{Finding, Options, Report, Verdict, verify};
 use broker::log::{Checkpoint, Frontier, Hash, LogKey, SignedCheckpoint, leaf_hash};
 use broker::sequencer::LogError;
 use serde_json::{Value, json};
+use sqlx::error::DatabaseError;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::keys::Key;
@@ -518,7 +519,7 @@ async fn sizes(world: &World) -> Vec<u64> {
 async fn what_a_superuser_does_to_the_log_is_seen_or_said_here_not_to_be() {
     let mut wrong = Vec::new();
     for row in &ROWS {
-        wrong.extend(row.wrong().await);
+        wrong.extend(Box::pin(row.wrong()).await);
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -604,7 +605,7 @@ async fn what_every_other_role_may_do_the_guards_refuse() {
                 if change.contains("node") || change.contains("partition") { seed } else { "" };
             let refused = world.sql(format!("{seed}{prefix}{change}")).await;
             let error = refused.err().unwrap_or_else(|| panic!("{prefix} {change}"));
-            let code = error.as_database_error().and_then(|it| it.code()).unwrap_or_default();
+            let code = error.as_database_error().and_then(DatabaseError::code).unwrap_or_default();
             // That role may write rows, and neither truncate nor call what an event's columns are made with.
             let lacks = prefix.contains("almighty") && code == "42501" && !change.contains("log_");
             assert!(

@@ -715,7 +715,7 @@ impl Verifier {
             }
             Some(News::Rotated { new }) => self.next_key = Some(new),
             Some(News::Recovered { anchored, had, origin }) => {
-                self.recovered(&anchored, had, origin)
+                self.recovered(&anchored, had, origin);
             }
             Some(it @ (News::Exported { .. } | News::Dropped { .. })) => self.put_away(it),
             None => {}
@@ -926,7 +926,7 @@ pub fn verify(
         }
         let examined: Vec<_> = thread::scope(|scope| {
             let each = |chunk| scope.spawn(move || examine_chunk(chunk));
-            let running: Vec<_> = chunks.iter().map(each).collect();
+            let running: Vec<_> = chunks.iter().map(Vec::as_slice).map(each).collect();
             running.into_iter().map(|it| it.join().expect("examining does not panic")).collect()
         });
         examined.into_iter().flatten().for_each(|it| verifier.take(it));
@@ -948,7 +948,7 @@ fn read_chunk(file: &mut impl BufRead) -> io::Result<Vec<u8>> {
     Ok(chunk)
 }
 
-fn examine_chunk(chunk: &Vec<u8>) -> Vec<Examined> {
+fn examine_chunk(chunk: &[u8]) -> Vec<Examined> {
     let lines = chunk.split_inclusive(|it| *it == b'\n');
     lines.map(|it| str::from_utf8(it).map_or(Examined::Foreign, examine)).collect()
 }
