@@ -24,8 +24,11 @@ create table log_state (
 create table log_scan (
     only_row boolean primary key default true check (only_row),
     floor    bigint  not null default 0,
+    -- The last number that was taken when `seen_by` looked.
     seen     bigint  not null default 0,
-    horizon  xid8    not null default '0',
+    seen_by  xid8    not null default '0',
+    -- The id of a transaction that began after that one: whoever had a number up to `seen` has a smaller one.
+    horizon  xid8,
     check (floor <= seen)
 );
 
@@ -132,8 +135,8 @@ declare
     new_seq bigint;
 begin
     perform pg_current_xact_id();
-    if 65535 < length(body) then
-        raise exception 'an event has at most 65535 bytes' using errcode = 'program_limit_exceeded';
+    if 65535 < length(body) or position('\x0a'::bytea in body) <> 0 then
+        raise exception 'an event is one line of at most 65535 bytes' using errcode = 'program_limit_exceeded';
     end if;
     insert into public.event (id, type, occurred_at, actor, agent, sponsor, scope, lease_id, session_id, body)
     values ((doc ->> 'id')::uuid, doc ->> 'type', (doc ->> 'time')::timestamptz, doc ->> 'actor',
@@ -199,7 +202,8 @@ begin
 end
 $$;
 
--- Moves the floor on, if it can be.
+-- Moves the floor on, if it can be. In three transactions: what a snapshot calls its end is not the last id that was given, so
+-- that somebody who has a number may be behind it; an id that is given after the number was read is larger than theirs.
 create function log_scan_on() returns void
 language plpgsql set search_path = pg_catalog, public, pg_temp set plan_cache_mode = force_custom_plan as $$
 declare
@@ -207,8 +211,10 @@ declare
     last_seq bigint;
 begin
     select * into scan from public.log_scan;
+    if scan.floor < scan.seen and scan.horizon is null and scan.seen_by <> pg_current_xact_id() then
+        update public.log_scan set horizon = pg_current_xact_id();
     -- One snapshot: whoever had a number up to `seen` is over in it, and what it wrote has its index.
-    if scan.floor < scan.seen and (
+    elsif scan.floor < scan.seen and (
         select scan.horizon <= pg_snapshot_xmin(pg_current_snapshot())
                and not exists (select from public.event e
                                 where e.seq > scan.floor and e.seq <= scan.seen
@@ -216,10 +222,9 @@ begin
         update public.log_scan set floor = scan.seen;
         scan.floor := scan.seen;
     end if;
-    -- First the number, then the transactions: whoever took a number so far has its id by now.
     select q.last_value into last_seq from public.event_seq q;
     if scan.floor = scan.seen and scan.seen < last_seq then
-        update public.log_scan set seen = last_seq, horizon = pg_snapshot_xmax(pg_current_snapshot());
+        update public.log_scan set seen = last_seq, seen_by = pg_current_xact_id(), horizon = null;
     end if;
 end
 $$;
@@ -389,6 +394,7 @@ declare
     exported public.log_partition;
     anchored bigint;
     found_events bigint;
+    found_logged bigint;
     found_last bigint;
 begin
     if date_trunc('month', current_date) - interval '1 month' <= old_month then
@@ -399,9 +405,11 @@ begin
         raise exception '% was not exported', name using errcode = 'invalid_parameter_value';
     end if;
     select max(a.size) into anchored from public.log_anchored a join public.log_state s on s.epoch = a.epoch;
-    execute format('select count(*), max(l.index) from public.%I e join public.log_leaf l on l.seq = e.seq and l.leaf_hash = e.leaf_hash', name)
-       into found_events, found_last;
-    if (found_events, found_last) is distinct from (exported.events, exported.last_index) then
+    execute format('select count(*), count(l.index), max(l.index)
+                      from public.%I e left join public.log_leaf l
+                           on l.seq = e.seq and l.recorded_at = e.recorded_at and l.leaf_hash = sha256(''\x00''::bytea || e.body)', name)
+       into found_events, found_logged, found_last;
+    if (found_events, found_logged, found_last) is distinct from (exported.events, exported.events, exported.last_index) then
         raise exception '% is not as it was exported', name using errcode = 'integrity_constraint_violation';
     end if;
     if not exists (
@@ -446,7 +454,7 @@ create view log_unrecorded as
     select 'lease', l.id, l.id, 'lease.' || t.told, l.requested_at
       from lease l, kept, lateral (values
            (case when l.state = 'denied' then 'denied' when l.signed then 'pending' else 'approved' end),
-           (case when l.approved_at is not null then 'approved' end),
+           (case when l.signed and l.approved_at is not null then 'approved' end),
            (case when l.issued_at is not null then 'issued' end),
            (case when l.ended_at is not null then l.state end)) as t (told)
      where kept.since < l.requested_at and t.told is not null

@@ -72,9 +72,9 @@ fn log(entries: u64) -> (String, Vec<Vec<u8>>) {
         );
         let hash = leaf_hash(body.as_bytes());
         frontier.append(hash, |_| {});
-        write!(
+        writeln!(
             file,
-            "{{\"event\":{{\"index\":{n},\"leaf_hash\":\"{hash}\",\"seq\":{n},\"recorded_at\":\"2026-11-21T18:57:46.959002Z\",\"id\":\"{id}\",\"type\":\"session.issued\",\"occurred_at\":\"{time}\",\"actor\":\"agent:agent-{0}\",\"agent\":\"agent-{0}\",\"sponsor\":\"alice\",\"scope\":\"staging-rw\",\"lease_id\":\"{lease}\",\"session_id\":\"{id}\"}},\"body\":{body}}}\n",
+            "{{\"event\":{{\"index\":{n},\"leaf_hash\":\"{hash}\",\"seq\":{n},\"recorded_at\":\"2026-11-21T18:57:46.959002Z\",\"id\":\"{id}\",\"type\":\"session.issued\",\"occurred_at\":\"{time}\",\"actor\":\"agent:agent-{0}\",\"agent\":\"agent-{0}\",\"sponsor\":\"alice\",\"scope\":\"staging-rw\",\"lease_id\":\"{lease}\",\"session_id\":\"{id}\"}},\"body\":{body}}}",
             n % 300
         )
         .expect("a string takes it");

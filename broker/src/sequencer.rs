@@ -9,7 +9,7 @@ use std::time::Duration as StdDuration;
 
 use sqlx::{PgPool, Postgres, Transaction};
 use time::OffsetDateTime;
-use tlog_tiles::{Error as TreeError, HashReader, tree_hash};
+use tlog_tiles::{EMPTY_HASH, Error as TreeError, HashReader, tree_hash};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -68,8 +68,8 @@ pub struct Sequencer {
     clock: Clock,
     anchors: Vec<Anchored>,
     wait: StdDuration,
-    /// The largest log that this process has seen signed: a smaller one is one that was taken back.
-    seen: Mutex<Place>,
+    /// The largest log that this process has seen signed, with its root: a smaller one is one that was taken back.
+    seen: Mutex<(Place, Hash)>,
     /// Why nothing is served any more.
     halted: OnceLock<String>,
     /// The comparison with the anchors has gone well.
@@ -105,7 +105,7 @@ impl Sequencer {
             clock,
             anchors: settings.anchors.iter().map(anchored).collect(),
             wait: settings.wait.std(),
-            seen: Mutex::default(),
+            seen: Mutex::new((Place::default(), EMPTY_HASH)),
             halted: OnceLock::new(),
             compared: OnceLock::new(),
             waits: Mutex::default(),
@@ -151,17 +151,23 @@ impl Sequencer {
         if self.gate().is_err() {
             return Ok(0);
         }
+        let seen = self.seen();
         let mut transaction = self.pool.begin().await?;
         let events = store::pending(&mut transaction, BATCH).await?;
         if events.is_empty() {
+            // Here, and not some time after: the next tick wants the lock, ours or another server's.
+            transaction.rollback().await?;
             return Ok(0);
         }
         let head = store::head(&mut *transaction).await?.ok_or(LogError::NotBegun)?;
-        let frontier = self.check(&head)?;
+        let frontier = self.check(&head, seen)?;
         let head = self.advance(&mut transaction, head, frontier, &events, None).await?;
-        let Some((head, _)) = head else { return Ok(0) };
+        let Some((head, frontier)) = head else {
+            transaction.rollback().await?;
+            return Ok(0);
+        };
         transaction.commit().await?;
-        self.saw(&head);
+        self.saw((head.epoch, head.size), frontier.root());
         Ok(events.len())
     }
 
@@ -215,8 +221,9 @@ impl Sequencer {
         Ok(Some((head, frontier)))
     }
 
-    /// Whether we may build on what the database says: our log, our key, and the very tree that we signed.
-    fn check(&self, head: &Head) -> Result<Frontier> {
+    /// Whether we may build on what the database says: our log, our key, and the very tree that we signed. `seen` is from before
+    /// the head was read: what another task of ours signs in the meantime is no going back.
+    fn check(&self, head: &Head, seen: (Place, Hash)) -> Result<Frontier> {
         let origin = origin_of(&self.origin, head.epoch);
         if head.origin != origin {
             return Err(LogError::OtherLog { there: head.origin.clone(), ours: origin });
@@ -225,14 +232,14 @@ impl Sequencer {
         if head.key != ours {
             return Err(LogError::OtherKey { there: head.key.clone(), ours });
         }
-        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if (head.epoch, head.size) < seen {
-            let why = format!("it has {} entries, and this server has seen {}", head.size, seen.1);
+        let (place, root) = seen;
+        if (head.epoch, head.size) < place {
+            let why = format!("it has {} entries, and this server has seen {}", head.size, place.1);
             return Err(self.halt(why));
         }
         let frontier = Frontier::read(head.size, &head.frontier).ok_or(LogError::Changed)?;
         match &head.note {
-            None if head.size == 0 => {}
+            None if (head.epoch, head.size) == (1, 0) => {}
             // The first checkpoint after events were lost is written where they are known to be.
             None => return Err(LogError::Changed),
             Some(note) => {
@@ -244,12 +251,23 @@ impl Sequencer {
                 }
             }
         }
+        // Signed with our key, but not by us.
+        if (head.epoch, head.size) == place && frontier.root() != root {
+            let why = format!("this server has seen another story of the {} entries", head.size);
+            return Err(self.halt(why));
+        }
         Ok(frontier)
     }
 
-    fn saw(&self, head: &Head) {
+    fn seen(&self) -> (Place, Hash) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn saw(&self, place: Place, root: Hash) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        *seen = (*seen).max((head.epoch, head.size));
+        if seen.0 < place {
+            *seen = (place, root);
+        }
     }
 
     fn halt(&self, why: String) -> LogError {
@@ -263,10 +281,9 @@ impl Sequencer {
     /// the log if there is none.
     pub async fn compare(&self) -> Result<()> {
         self.begin().await?;
-        let head = store::head(&self.pool).await?.ok_or(LogError::NotBegun)?;
         let mut errors = Vec::new();
         for it in &self.anchors {
-            if let Err(why) = self.compare_one(it, &head).await? {
+            if let Err(why) = self.compare_one(it).await? {
                 errors.push(format!("{}: {why}", it.anchor.name));
             }
         }
@@ -279,7 +296,7 @@ impl Sequencer {
     }
 
     /// Compares with the newest checkpoint of one anchor; the inner error is why it did not answer as it should.
-    async fn compare_one(&self, it: &Anchored, head: &Head) -> Result<Result<(), String>> {
+    async fn compare_one(&self, it: &Anchored) -> Result<Result<(), String>> {
         let known = *it.known.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = match it.anchor.newest(known).await {
             Ok(newest) => newest,
@@ -290,9 +307,8 @@ impl Sequencer {
         if there.origin != origin_of(&self.origin, epoch) {
             return Ok(Err(format!("it keeps checkpoints of {:?}", there.origin)));
         }
-        if (epoch, there.size) <= known {
-            return Ok(Ok(()));
-        }
+        // After the anchor: another server may have signed in the meantime, and taken it there.
+        let head = store::head(&self.pool).await?.ok_or(LogError::NotBegun)?;
         let ahead = (head.epoch, head.size) < (epoch, there.size);
         if let Err(error) = signed.verify(&self.key.verifier_key(&there.origin)) {
             // Signed by a key of before: what is in the database too is good all the same.
@@ -318,6 +334,7 @@ impl Sequencer {
             return Err(self.halt(why));
         }
         *it.known.lock().unwrap_or_else(PoisonError::into_inner) = (epoch, there.size);
+        self.saw((epoch, there.size), there.root);
         Ok(Ok(()))
     }
 
@@ -336,9 +353,11 @@ impl Sequencer {
         if self.gate().is_err() {
             return Ok(0);
         }
+        let seen = self.seen();
         let Some(head) = store::head(&self.pool).await? else { return Ok(0) };
+        let root = self.check(&head, seen)?.root();
         let Some(note) = &head.note else { return Ok(0) };
-        self.check(&head)?;
+        self.saw((head.epoch, head.size), root);
         let signed = SignedCheckpoint::parse(note)?;
         let mut taken = 0;
         for it in &self.anchors {
@@ -363,7 +382,7 @@ impl Sequencer {
         signed: &SignedCheckpoint,
     ) -> Result<Result<(), String>> {
         let place = (head.epoch, head.size);
-        if let Err(why) = self.compare_one(it, head).await? {
+        if let Err(why) = self.compare_one(it).await? {
             return Ok(Err(why));
         }
         let known = *it.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -427,10 +446,13 @@ impl Sequencer {
 
     /// Hands the log over to another key: the event that tells it is under a checkpoint that both have signed.
     pub async fn rotate(&self, new: &LogKey, now: OffsetDateTime) -> Result<Head> {
+        // What was restored is not to be signed, here neither.
+        self.compare().await?;
+        let seen = self.seen();
         let mut transaction = self.pool.begin().await?;
         store::lock(&mut transaction).await?;
         let mut head = store::head(&mut *transaction).await?.ok_or(LogError::NotBegun)?;
-        let mut frontier = self.check(&head)?;
+        let mut frontier = self.check(&head, seen)?;
         let detail = serde_json::json!({ "old": head.key, "new": new.verifier_key(&head.origin) });
         let event = self.scribe.body(
             EventType::LogRotated,
@@ -510,9 +532,10 @@ impl Sequencer {
         behind: &Behind,
         now: OffsetDateTime,
     ) -> Result<Head> {
+        let seen = self.seen();
         store::lock(transaction).await?;
         let before = store::head(&mut **transaction).await?.ok_or(LogError::NotBegun)?;
-        let frontier = self.check(&before)?;
+        let frontier = self.check(&before, seen)?;
         let epoch = behind.epoch.max(before.epoch) + 1;
         let (origin, size) = (origin_of(&self.origin, epoch), before.size);
         let key = self.key.verifier_key(&origin);

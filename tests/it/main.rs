@@ -2,6 +2,7 @@
 
 mod acts;
 mod agent;
+mod anchors;
 mod approval;
 mod budgets;
 mod check;
@@ -16,6 +17,7 @@ mod floods;
 mod hardware;
 mod independent;
 mod log;
+mod log_attacks;
 mod narrowing;
 mod oracle;
 mod people;
@@ -26,6 +28,7 @@ mod record;
 mod rules;
 mod schema;
 mod secrets;
+mod sequencer;
 mod sign;
 mod stop;
 mod stop_attacks;

@@ -33,20 +33,20 @@ const SOON: Duration = Duration::from_secs(20);
 const AWAY: (u16, &str) = (503, "/problems/database-unavailable");
 
 /// What servers share: a database, an STS, a configuration and its instance key, and people with security keys.
-struct Site {
+pub(crate) struct Site {
     sts: FakeSts,
-    environment: BTreeMap<String, String>,
+    pub(crate) environment: BTreeMap<String, String>,
     owner: PgPool,
     bob: Key,
     /// A task token of `demo-agent`, whose sponsor is alice.
     token: String,
-    config_dir: PathBuf,
+    pub(crate) config_dir: PathBuf,
     first_port: u16,
     root: TempDir,
 }
 
 /// A database as the server's logins and as its owner.
-struct Urls {
+pub(crate) struct Urls {
     app: String,
     sequencer: String,
     admin: String,
@@ -114,12 +114,12 @@ impl Site {
     }
 
     /// Starts the server that the origin names.
-    async fn first(&self) -> Node<'_> {
+    pub(crate) async fn first(&self) -> Node<'_> {
         self.serve(self.config_dir.clone(), self.first_port).await
     }
 
     /// Starts another one: the same configuration, but for where it listens.
-    async fn another(&self) -> Node<'_> {
+    pub(crate) async fn another(&self) -> Node<'_> {
         let port = free_port().await;
         let dir = self.root.path().join(port.to_string());
         std::fs::create_dir_all(dir.join("policies")).expect("a directory");
@@ -134,11 +134,10 @@ impl Site {
         ] {
             let text = std::fs::read_to_string(self.config_dir.join(name)).expect(name);
             let listen = |port| format!("listen = \"127.0.0.1:{port}\"");
-            let text = text.replace(&listen(self.first_port), &listen(port));
-            // Servers share their anchors.
-            let anchor = format!("path = \"{}\"", self.config_dir.join("anchor").display());
-            write_secret(&dir.join(name), &text.replace("path = \"anchor\"", &anchor));
+            write_secret(&dir.join(name), &text.replace(&listen(self.first_port), &listen(port)));
         }
+        let anchor = self.config_dir.join("anchor");
+        std::os::unix::fs::symlink(anchor, dir.join("anchor")).expect("the same folder");
         self.serve(dir, port).await
     }
 
@@ -217,9 +216,9 @@ fn no_secret(text: &str) -> bool {
 }
 
 /// One running `brokerd serve`.
-struct Node<'a> {
+pub(crate) struct Node<'a> {
     site: &'a Site,
-    server: Server,
+    pub(crate) server: Server,
     port: u16,
 }
 
@@ -285,7 +284,7 @@ impl Node<'_> {
         assert!(ended.success(), "{ended}");
     }
 
-    async fn kill(self) {
+    pub(crate) async fn kill(self) {
         assert!(!self.server.stop("KILL").await.success());
     }
 }
@@ -294,7 +293,7 @@ fn credentials(lease: &str) -> String {
     format!("/v1/leases/{lease}/credentials")
 }
 
-async fn site(aws: &str, limits: &str) -> (Database, Site) {
+pub(crate) async fn site(aws: &str, limits: &str) -> (Database, Site) {
     let database = Database::new().await;
     let site = Site::new(&Urls::of(&database), aws, limits).await;
     (database, site)

@@ -210,7 +210,7 @@ impl TestBroker {
         let answer = self.send_signature(id, "approve", &signature).await;
         // No server is behind us that would.
         if answer.body["tier"] == "destructive" {
-            self.anchor().await;
+            Box::pin(self.anchor()).await;
         }
         answer
     }
@@ -270,7 +270,7 @@ impl TestBroker {
 
     /// A second replica: another process would share only the database, the configuration and STS.
     pub async fn replica(&self, aws: AwsOptions) -> Self {
-        self.on(self.database.share(), aws).await
+        Box::pin(self.on(self.database.share(), aws)).await
     }
 
     /// A server with the same configuration, and its folders, on a database that may be another.

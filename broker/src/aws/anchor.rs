@@ -37,39 +37,50 @@ impl Bucket {
         made.await
     }
 
-    /// The last name at `from` or later, without the prefix, and what is in it.
+    /// The last name at `from` or later, without the prefix, and what was put there first.
     pub async fn newest(&self, from: &str) -> Result<Option<(String, String)>, AnchorError> {
-        let (client, prefix) = (self.client().await, &self.settings.prefix);
-        let mut last = self.exists(from).await?.then(|| format!("{prefix}{from}"));
-        let mut after = format!("{prefix}{from}");
+        // Names all have one length: this is before `from`, and behind most others.
+        let before = &from[..from.len() - 1];
+        let Some((key, version)) = self.last_version(&self.settings.prefix, before).await? else {
+            return Ok(None);
+        };
+        let name = key[self.settings.prefix.len()..].to_owned();
+        if name.as_str() < from {
+            return Ok(None);
+        }
+        Ok(Some((name, self.get(&key, &version).await?)))
+    }
+
+    /// The oldest version of the last key with the prefix, behind a name.
+    ///
+    /// A lock keeps a version; above it anybody who may put or delete can put another, or a marker that hides it.
+    async fn last_version(
+        &self,
+        prefix: &str,
+        after: &str,
+    ) -> Result<Option<(String, String)>, AnchorError> {
+        let client = self.client().await;
+        let (mut marker, mut version_marker) = (Some(format!("{prefix}{after}")), None);
+        let mut last = None;
         loop {
-            let page = client.list_objects_v2().bucket(&self.settings.bucket).prefix(prefix);
-            let page = page.start_after(&after).send().await.map_err(|it| away(&it))?;
-            let Some(key) = page.contents().last().and_then(|it| it.key()) else { break };
-            key.clone_into(&mut after);
-            last = Some(after.clone());
-            if page.is_truncated() != Some(true) {
-                break;
+            let page = client.list_object_versions().bucket(&self.settings.bucket).prefix(prefix);
+            let page = page.set_key_marker(marker).set_version_id_marker(version_marker);
+            let page = page.send().await.map_err(|it| away(&it))?;
+            // By key, and of one key the newest first; markers of deletion are told apart.
+            if let Some(it) = page.versions().last() {
+                last = it.key().zip(it.version_id()).map(|(it, id)| (it.to_owned(), id.to_owned()));
             }
-        }
-        let Some(key) = last else { return Ok(None) };
-        let note = self.get(&key).await?;
-        Ok(Some((key[prefix.len()..].to_owned(), note)))
-    }
-
-    async fn exists(&self, name: &str) -> Result<bool, AnchorError> {
-        let key = format!("{}{name}", self.settings.prefix);
-        let head = self.client().await.head_object().bucket(&self.settings.bucket).key(key);
-        match head.send().await {
-            Ok(_) => Ok(true),
-            Err(error) if status(&error) == Some(404) => Ok(false),
-            Err(error) => Err(away(&error)),
+            if page.is_truncated() != Some(true) || page.next_key_marker().is_none() {
+                return Ok(last);
+            }
+            marker = page.next_key_marker;
+            version_marker = page.next_version_id_marker;
         }
     }
 
-    async fn get(&self, key: &str) -> Result<String, AnchorError> {
+    async fn get(&self, key: &str, version: &str) -> Result<String, AnchorError> {
         let object = self.client().await.get_object().bucket(&self.settings.bucket).key(key);
-        let object = object.send().await.map_err(|it| away(&it))?;
+        let object = object.version_id(version).send().await.map_err(|it| away(&it))?;
         let foreign = || AnchorError::Foreign(key.to_owned());
         if object.content_length().is_none_or(|it| MAX_NOTE_BYTES < it) {
             return Err(foreign());
@@ -92,8 +103,12 @@ impl Bucket {
             .if_none_match("*");
         match put.send().await {
             Ok(_) => Ok(note.to_owned()),
-            Err(error) if status(&error) == Some(412) => self.get(&key).await,
-            Err(error) => Err(away(&error)),
+            Err(error) if status(&error) != Some(412) => Err(away(&error)),
+            Err(_) => {
+                let there = self.last_version(&key, "").await?;
+                let (key, version) = there.ok_or_else(|| AnchorError::Foreign(key.clone()))?;
+                self.get(&key, &version).await
+            }
         }
     }
 }

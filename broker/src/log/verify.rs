@@ -300,6 +300,7 @@ pub enum Examined {
         id: String,
         recorded_at: String,
         faults: Vec<Fault>,
+        news: Option<News>,
     },
     Other(Box<Line>),
     /// Nothing of ours.
@@ -333,7 +334,7 @@ impl ExaminedEntry {
 
 /// What an event says that matters for what follows.
 #[derive(Debug)]
-enum News {
+pub enum News {
     /// A lease that people had to sign was issued.
     Issued {
         lease: String,
@@ -349,7 +350,20 @@ enum News {
         had: u64,
         origin: String,
     },
-    Exported(RangeInclusive<u64>),
+    Exported {
+        partition: String,
+        month: Month,
+    },
+    Dropped {
+        partition: String,
+    },
+}
+
+/// A month whose events were written to a file: how many, and between which indexes.
+#[derive(Clone, Debug)]
+pub struct Month {
+    events: u64,
+    range: RangeInclusive<u64>,
 }
 
 /// The parts of a body that columns repeat.
@@ -396,9 +410,10 @@ pub fn examine(line: &str) -> Examined {
         let Ok(Waiting { waiting, body }) = serde_json::from_str(line) else {
             return Examined::Foreign;
         };
-        let (faults, _) = compare(&waiting, body.get());
+        let (faults, news) = compare(&waiting, body.get());
         let id = waiting.id.0.into_owned();
-        return Examined::Waiting { id, recorded_at: waiting.recorded_at.0.into_owned(), faults };
+        let recorded_at = waiting.recorded_at.0.into_owned();
+        return Examined::Waiting { id, recorded_at, faults, news };
     }
     serde_json::from_str(line).map_or(Examined::Foreign, |it| Examined::Other(Box::new(it)))
 }
@@ -494,8 +509,11 @@ fn news(kind: &str, lease: Option<String>, detail: &str) -> Option<News> {
             origin: text("/origin")?,
         }),
         "log.partition-exported" => {
-            Some(News::Exported(number("/first_index")?..=number("/last_index")?))
+            let range = number("/first_index")?..=number("/last_index")?;
+            let month = Month { events: number("/events")?, range };
+            Some(News::Exported { partition: text("/partition")?, month })
         }
+        "log.partition-dropped" => Some(News::Dropped { partition: text("/partition")? }),
         _ => None,
     }
 }
@@ -515,14 +533,19 @@ pub struct Verifier {
     next_origin: Option<String>,
     /// Checkpoints from elsewhere that are not reached yet, by size.
     anchors: BTreeMap<u64, Vec<SignedCheckpoint>>,
+    /// The index of the next entry: how many there are in the tree, as long as none is missing.
+    next: u64,
     /// Those that were, with the root there: until a checkpoint says whose story it is.
     reached: Vec<(SignedCheckpoint, Hash)>,
     /// The root did not hold once: that it does not later is no news.
     broken: bool,
     /// Fingerprints of people's keys so far, and whether each is good.
     keys: HashMap<String, bool>,
-    pruned: Vec<RangeInclusive<u64>>,
-    exported: Vec<RangeInclusive<u64>>,
+    /// Entries without their event, one after the other, and what was good before them.
+    pruned: Vec<(RangeInclusive<u64>, Option<Good>)>,
+    /// By partition: what was exported, and is here all the same; and what was dropped then.
+    exported: HashMap<String, Month>,
+    dropped: Vec<Month>,
     /// A lease that was issued, and whose approval has to be the next line.
     issued: Option<(String, Option<String>, String)>,
     end: Option<End>,
@@ -545,11 +568,13 @@ impl Verifier {
             next_key: None,
             next_origin: None,
             anchors,
+            next: 0,
             reached: Vec::new(),
             broken: false,
             keys: HashMap::new(),
             pruned: Vec::new(),
-            exported: Vec::new(),
+            exported: HashMap::new(),
+            dropped: Vec::new(),
             issued: None,
             end: None,
         }
@@ -568,7 +593,13 @@ impl Verifier {
         }
         match examined {
             Examined::Entry(entry) => self.entry(*entry),
-            Examined::Waiting { id, recorded_at, faults } => self.waiting(id, &recorded_at, faults),
+            Examined::Waiting { id, recorded_at, faults, news } => {
+                // A month may have been dropped this very moment.
+                if let Some(news) = news {
+                    self.put_away(news);
+                }
+                self.waiting(id, &recorded_at, faults);
+            }
             Examined::Other(line) => self.other(*line),
             Examined::Foreign => self.find(Fault::Line(self.line), None),
         }
@@ -579,14 +610,8 @@ impl Verifier {
         if let Some((lease, _, event)) = self.issued.take() {
             self.find(Fault::ApprovalMissing(lease), Some(event));
         }
-        for range in std::mem::take(&mut self.pruned) {
-            let told =
-                |it: &RangeInclusive<u64>| it.contains(range.start()) && it.contains(range.end());
-            if !self.exported.iter().any(told) {
-                self.find_at(Fault::Deleted, *range.start(), None);
-            }
-        }
-        let size = self.frontier.size();
+        self.check_pruned();
+        let size = self.next;
         if self.report.good.as_ref().map_or(0, |it| it.size) < size && !self.broken {
             self.find(Fault::NotCovered, None);
         }
@@ -598,8 +623,9 @@ impl Verifier {
         }
         self.compare_reached();
         for anchor in std::mem::take(&mut self.anchors).into_values().flatten() {
-            // Whoever took up a log after a loss has said which anchored checkpoint it was behind.
-            if self.end.is_some() {
+            // Whoever took up a log after a loss has said which anchored checkpoint it was behind. Of a part, or of one with a
+            // gap, there is nothing more to say.
+            if self.end.is_some() && self.frontier.size() == size {
                 self.anchor_ahead(&anchor);
             }
         }
@@ -608,12 +634,16 @@ impl Verifier {
     }
 
     fn find(&mut self, fault: Fault, event: Option<String>) {
-        self.find_at(fault, self.frontier.size(), event);
+        self.find_at(fault, self.next, event);
     }
 
     fn find_at(&mut self, fault: Fault, at: u64, event: Option<String>) {
+        let good = self.report.good.clone();
+        self.find_after(good, fault, at, event);
+    }
+
+    fn find_after(&mut self, good: Option<Good>, fault: Fault, at: u64, event: Option<String>) {
         if self.report.findings.len() < MAX_FINDINGS {
-            let good = self.report.good.clone();
             self.report.findings.push(Finding { fault, at, event, good });
         } else {
             self.report.more += 1;
@@ -625,14 +655,13 @@ impl Verifier {
             Line::Export(header) => self.header(header),
             Line::Checkpoint(note) => self.checkpoint(&note),
             Line::Pruned(Pruned { index, leaf_hash }) => {
-                if self.in_order(index) {
-                    match self.pruned.last_mut() {
-                        Some(last) if *last.end() + 1 == index => *last = *last.start()..=index,
-                        _ => self.pruned.push(index..=index),
-                    }
-                    self.report.pruned += 1;
-                    self.append(leaf_hash);
+                self.in_order(index);
+                match self.pruned.last_mut() {
+                    Some((last, _)) if *last.end() + 1 == index => *last = *last.start()..=index,
+                    _ => self.pruned.push((index..=index, self.report.good.clone())),
                 }
+                self.report.pruned += 1;
+                self.append(leaf_hash);
             }
             Line::Approval(approval) => self.approval(&approval),
             Line::Unrecorded(Unrecorded { kind, id, event }) => {
@@ -658,14 +687,13 @@ impl Verifier {
         self.report.exported_at = Some(header.exported_at);
     }
 
-    /// Whether this is the next entry. If some are missing, what follows can be judged only by itself.
-    fn in_order(&mut self, index: u64) -> bool {
-        let ours = self.frontier.size();
-        if index != ours {
+    /// Says so if this is not the next entry. What follows can be judged only by itself then.
+    fn in_order(&mut self, index: u64) {
+        if index != self.next {
             self.find(Fault::Gap(index), None);
             self.broken = true;
+            self.next = index;
         }
-        index == ours
     }
 
     fn entry(&mut self, entry: ExaminedEntry) {
@@ -673,9 +701,7 @@ impl Verifier {
         for fault in faults {
             self.find_at(fault, index, Some(id.clone()));
         }
-        if !self.in_order(index) {
-            return;
-        }
+        self.in_order(index);
         self.recorded_at = recorded_at;
         match news {
             Some(News::Issued { lease, statement_sha256 }) => {
@@ -691,13 +717,55 @@ impl Verifier {
             Some(News::Recovered { anchored, had, origin }) => {
                 self.recovered(&anchored, had, origin);
             }
-            Some(News::Exported(range)) => self.exported.push(range),
+            Some(it @ (News::Exported { .. } | News::Dropped { .. })) => self.put_away(it),
             None => {}
         }
         self.append(hash);
     }
 
+    /// A month was exported, or dropped after that.
+    fn put_away(&mut self, news: News) {
+        match news {
+            News::Exported { partition, month } => drop(self.exported.insert(partition, month)),
+            News::Dropped { partition } => self.dropped.extend(self.exported.remove(&partition)),
+            _ => {}
+        }
+    }
+
+    /// Events that are not here are those of months that were dropped, and no more of them.
+    fn check_pruned(&mut self) {
+        let pruned = std::mem::take(&mut self.pruned);
+        let told = self.dropped.iter().fold(0, |all: u64, it| all.saturating_add(it.events));
+        let found = self.report.findings.len();
+        // Months are next to each other, and overlap a little: who writes first is not always recorded first.
+        let mut dropped: Vec<_> = self.dropped.iter().map(|it| it.range.clone()).collect();
+        dropped.sort_by_key(|it| *it.start());
+        for (missing, good) in &pruned {
+            let mut next = *missing.start();
+            for range in dropped.iter().filter(|it| it.end() >= missing.start()) {
+                if range.contains(&next) {
+                    next = range.end().saturating_add(1);
+                }
+            }
+            if next <= *missing.end() {
+                self.find_after(good.clone(), Fault::Deleted, next, None);
+            }
+        }
+        // Somewhere in the months that were dropped: other months' events are between theirs.
+        if let Some((first, good)) = pruned.first()
+            && self.report.findings.len() == found
+            && told < self.report.pruned
+        {
+            self.find_after(good.clone(), Fault::Deleted, *first.start(), None);
+        }
+    }
+
     fn append(&mut self, hash: Hash) {
+        let gap = self.next != self.frontier.size();
+        self.next = self.next.saturating_add(1);
+        if gap {
+            return;
+        }
         self.frontier.append(hash, |_| {});
         if let Some(anchors) = self.anchors.remove(&self.frontier.size()) {
             let root = self.frontier.root();
