@@ -10,7 +10,7 @@ use std::time::Duration as StdDuration;
 use sqlx::{PgPool, Postgres, Transaction};
 use time::OffsetDateTime;
 use tlog_tiles::{EMPTY_HASH, Error as TreeError, HashReader, tree_hash};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
 use crate::anchor::{Anchor, AnchorError, Place};
@@ -27,6 +27,8 @@ use crate::store::log::{self as store, Head, Integration, Pending};
 
 /// So many events get their index at once.
 const BATCH: i32 = 4096;
+/// So many claims may wait for their approval to be anchored at once; others are told at once.
+const WAITERS: usize = 16;
 /// Between two looks at whether an approval is anchored by now.
 const LOOK_EVERY: StdDuration = StdDuration::from_millis(50);
 
@@ -78,6 +80,8 @@ pub struct Sequencer {
     waits: Mutex<Option<String>>,
     /// A lease waits for its approval to be anchored.
     hurry: Notify,
+    /// Claims that may wait for that at once.
+    waiting: Semaphore,
 }
 
 struct Anchored {
@@ -110,6 +114,7 @@ impl Sequencer {
             compared: OnceLock::new(),
             waits: Mutex::default(),
             hurry: Notify::new(),
+            waiting: Semaphore::new(WAITERS),
         })
     }
 
@@ -403,6 +408,11 @@ impl Sequencer {
 
     /// Waits until the approval of a lease is anchored, for a while. Otherwise says why it is not.
     pub async fn anchored(&self, pool: &PgPool, id: LeaseId) -> Result<Result<(), String>> {
+        // Whoever asks again and again costs no more than so many looks at once.
+        let Ok(_place) = self.waiting.try_acquire() else {
+            let anchored = store::is_anchored(pool, id).await?;
+            return Ok(if anchored { Ok(()) } else { Err(self.why_not_anchored()) });
+        };
         let patience = tokio::time::Instant::now() + self.wait;
         while !store::is_anchored(pool, id).await? {
             if patience <= tokio::time::Instant::now() {

@@ -159,6 +159,8 @@ async fn anchor_for_ever(broker: Arc<Broker>) {
         if let Err(error) = broker.log.anchor().await {
             tracing::warn!(%error, "the log is not anchored");
         }
+        // Somebody who waits is no reason to ask an anchor that does not answer without a pause.
+        tokio::time::sleep(SEQUENCE_EVERY).await;
         let _ = tokio::time::timeout(every, broker.log.somebody_waits()).await;
     }
 }

@@ -20,8 +20,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::checkpoint::{NoteError, SignedCheckpoint, renamed};
 use super::export::{
-    Approval, Columns, End, FORMAT, Header, Line, MAX_LINE_BYTES, Pruned, Text, Unrecorded,
-    Waiting,
+    Approval, Columns, End, FORMAT, Header, Line, MAX_LINE_BYTES, Pruned, Text, Unrecorded, Waiting,
 };
 use super::tree::{Frontier, Hash, leaf_hash};
 use crate::approval::{self, Fault as ApprovalFault};
