@@ -135,6 +135,10 @@ declare
     new_seq bigint;
 begin
     perform pg_current_xact_id();
+    -- What the log tells of itself is not for the server's login to say.
+    if session_user = 'broker_app' and doc ->> 'type' like 'log.%' then
+        raise exception 'events of the log are the log''s' using errcode = 'insufficient_privilege';
+    end if;
     if 65535 < length(body) or position('\x0a'::bytea in body) <> 0 then
         raise exception 'an event is one line of at most 65535 bytes' using errcode = 'program_limit_exceeded';
     end if;
@@ -147,6 +151,17 @@ begin
 end
 $$;
 
+-- Appends an event of the log's own, of that type and no other.
+create function append_log_event(type text, body bytea) returns void
+language plpgsql set search_path = pg_catalog, public, pg_temp as $$
+begin
+    if public.event_doc(body) ->> 'type' is distinct from type then
+        raise exception 'that is no event %', type using errcode = 'invalid_parameter_value';
+    end if;
+    perform public.append_event(body);
+end
+$$;
+
 -- Begins the log, with the event that says so. Nothing happens when there is one.
 create function log_begin(origin text, key text, body bytea) returns void
 language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $$
@@ -154,7 +169,7 @@ begin
     insert into public.log_state (origin, key, first_origin, first_key) values (origin, key, origin, key) on conflict do nothing;
     if found then
         insert into public.log_scan default values;
-        perform public.append_event(body);
+        perform public.append_log_event('log.started', body);
     end if;
 end
 $$;
@@ -222,7 +237,8 @@ begin
         update public.log_scan set floor = scan.seen;
         scan.floor := scan.seen;
     end if;
-    select q.last_value into last_seq from public.event_seq q;
+    -- Batch by batch: what is behind the floor is looked through again and again.
+    select least(q.last_value, (select max(l.seq) from public.log_leaf l)) into last_seq from public.event_seq q;
     if scan.floor = scan.seen and scan.seen < last_seq then
         update public.log_scan set seen = last_seq, seen_by = pg_current_xact_id(), horizon = null;
     end if;
@@ -381,7 +397,7 @@ begin
     on conflict (month) do update
        set events = excluded.events, first_index = excluded.first_index, last_index = excluded.last_index, sha256 = excluded.sha256,
            exported_at = excluded.exported_at where p.dropped_at is null;
-    perform public.append_event(body);
+    perform public.append_log_event('log.partition-exported', body);
 end
 $$;
 
@@ -422,7 +438,7 @@ begin
     update public.log_partition set dropped_at = at where month = old_month;
     execute format('alter table public.event detach partition public.%I', name);
     execute format('drop table public.%I', name);
-    perform public.append_event(body);
+    perform public.append_log_event('log.partition-dropped', body);
 end
 $$;
 

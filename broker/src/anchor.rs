@@ -101,23 +101,29 @@ fn told<T>(path: &Path, result: io::Result<T>) -> Result<T, AnchorError> {
     result.map_err(|error| AnchorError::File { place: path.display().to_string(), error })
 }
 
-/// The last of the names in a folder.
-fn last_name(dir: &Path) -> io::Result<Option<String>> {
+/// The numbers among the names in a folder, the largest first.
+fn names(dir: &Path) -> io::Result<Vec<String>> {
     let names = fs::read_dir(dir)?.filter_map(|it| it.ok()?.file_name().into_string().ok());
-    Ok(names.filter(|it| it.bytes().all(|byte| byte.is_ascii_digit())).max())
+    let mut names: Vec<_> =
+        names.filter(|it| it.bytes().all(|byte| byte.is_ascii_digit())).collect();
+    names.sort_by(|one, other| other.cmp(one));
+    Ok(names)
 }
 
 fn newest_file(dir: &Path, from: &str) -> Result<Option<(String, String)>, AnchorError> {
-    // That the folder is not there is an error: it may be a mount that is missing.
-    let Some(epoch) = told(dir, last_name(dir))? else { return Ok(None) };
-    let folder = dir.join(&epoch);
-    let Some(size) = told(&folder, last_name(&folder))? else { return Ok(None) };
-    let key = format!("{epoch}/{size}");
-    if key.as_str() < from {
-        return Ok(None);
+    // That the folder is not there is an error: it may be a mount that is missing. An empty one in it is of somebody who came
+    // no further.
+    for epoch in told(dir, names(dir))? {
+        let folder = dir.join(&epoch);
+        let Some(size) = told(&folder, names(&folder))?.into_iter().next() else { continue };
+        let key = format!("{epoch}/{size}");
+        if key.as_str() < from {
+            return Ok(None);
+        }
+        let path = folder.join(size);
+        return Ok(Some((key, told(&path, fs::read_to_string(&path))?)));
     }
-    let path = folder.join(size);
-    Ok(Some((key, told(&path, fs::read_to_string(&path))?)))
+    Ok(None)
 }
 
 /// Writes a file unless it is there, and says what is in it then.
@@ -171,6 +177,8 @@ mod tests {
         assert!(matches!(anchor.put(1, &signed(200, "y")).await, Err(AnchorError::Taken(_))));
         assert!(anchor.newest((1, 201)).await.unwrap().is_none());
         anchor.put(2, &signed(20, "z")).await.unwrap();
+        assert_eq!(anchor.newest((1, 200)).await.unwrap(), Some((2, signed(20, "z"))));
+        fs::create_dir(dir.join("999999")).unwrap();
         assert_eq!(anchor.newest((1, 200)).await.unwrap(), Some((2, signed(20, "z"))));
         fs::write(dir.join("000002/00000000000000000021"), "nonsense").unwrap();
         assert!(matches!(anchor.newest((1, 0)).await, Err(AnchorError::Foreign(_))));

@@ -55,7 +55,10 @@ pub async fn run(
     }
     let now = crate::broker::whole_microseconds(clock.now());
     let scribe = Scribe { source: config.settings.origin.clone() };
-    let mut roles: Vec<_> = config.catalogue.scopes().map(|it| it.role_arn.clone()).collect();
+    let mut owner = store::admin(logins.admin).await?;
+    // Those too that are in no scope any more.
+    let mut roles = store::roles_of_leases(&mut owner).await?;
+    roles.extend(config.catalogue.scopes().map(|it| it.role_arn.clone()));
     roles.sort();
     roles.dedup();
     let new = NewFreeze {
@@ -68,7 +71,6 @@ pub async fn run(
         // Sessions that we know nothing of are refused too.
         cut_off: config.settings.aws.cut_off(now),
     };
-    let mut owner = store::admin(logins.admin).await?;
     let mut transaction = owner.begin().await?;
     let voided = store::void_everything(&mut transaction, &scribe, new, now).await?;
     let head = log.go_on(&mut transaction, &behind, now).await?;

@@ -13,7 +13,7 @@ use tlog_tiles::{EMPTY_HASH, Error as TreeError, HashReader, tree_hash};
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
-use crate::anchor::{Anchor, AnchorError, Place};
+use crate::anchor::{Anchor, Place};
 use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::aws::Access;
 use crate::clock::Clock;
@@ -54,6 +54,10 @@ pub enum LogError {
     Changed,
     #[error("the database is behind its log: {0}; nothing is served until `brokerd recover`")]
     Behind(String),
+    #[error(
+        "the log has moved on meanwhile: another server or another `brokerd recover` is at it; stop those, then run it again"
+    )]
+    MovedOn,
     #[error("no anchor answered: {0}")]
     NoAnchor(String),
     #[error("the log's tree is not whole: {0}")]
@@ -229,6 +233,14 @@ impl Sequencer {
     /// Whether we may build on what the database says: our log, our key, and the very tree that we signed. `seen` is from before
     /// the head was read: what another task of ours signs in the meantime is no going back.
     fn check(&self, head: &Head, seen: (Place, Hash)) -> Result<Frontier> {
+        let checked = self.check_head(head, seen);
+        if let Err(error @ (LogError::Changed | LogError::Checkpoint(_))) = &checked {
+            self.halt(error.to_string());
+        }
+        checked
+    }
+
+    fn check_head(&self, head: &Head, seen: (Place, Hash)) -> Result<Frontier> {
         let origin = origin_of(&self.origin, head.epoch);
         if head.origin != origin {
             return Err(LogError::OtherLog { there: head.origin.clone(), ours: origin });
@@ -286,6 +298,13 @@ impl Sequencer {
     /// the log if there is none.
     pub async fn compare(&self) -> Result<()> {
         self.begin().await?;
+        let seen = self.seen();
+        let head = store::head(&self.pool).await?.ok_or(LogError::NotBegun)?;
+        match self.check(&head, seen) {
+            // Another server signs: this one serves, and signs nothing.
+            Ok(_) | Err(LogError::OtherKey { .. }) => {}
+            Err(error) => return Err(error),
+        }
         let mut errors = Vec::new();
         for it in &self.anchors {
             if let Err(why) = self.compare_one(it).await? {
@@ -394,9 +413,7 @@ impl Sequencer {
         if known < place {
             match it.anchor.put(head.epoch, signed).await {
                 Ok(()) => {}
-                Err(error @ AnchorError::Taken(_)) => {
-                    return Err(self.halt(format!("{}: {error}", it.anchor.name)));
-                }
+                // Of our key or not, and another story or not: that is for the next comparison.
                 Err(error) => return Ok(Err(error.to_string())),
             }
             *it.known.lock().unwrap_or_else(PoisonError::into_inner) = place;
@@ -407,14 +424,15 @@ impl Sequencer {
     }
 
     /// Waits until the approval of a lease is anchored, for a while. Otherwise says why it is not.
-    pub async fn anchored(&self, pool: &PgPool, id: LeaseId) -> Result<Result<(), String>> {
+    pub async fn anchored(&self, id: LeaseId) -> Result<Result<(), String>> {
         // Whoever asks again and again costs no more than so many looks at once.
         let Ok(_place) = self.waiting.try_acquire() else {
-            let anchored = store::is_anchored(pool, id).await?;
+            self.hurry.notify_one();
+            let anchored = self.is_anchored(id).await?;
             return Ok(if anchored { Ok(()) } else { Err(self.why_not_anchored()) });
         };
         let patience = tokio::time::Instant::now() + self.wait;
-        while !store::is_anchored(pool, id).await? {
+        while !self.is_anchored(id).await? {
             if patience <= tokio::time::Instant::now() {
                 return Ok(Err(self.why_not_anchored()));
             }
@@ -422,6 +440,19 @@ impl Sequencer {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok(Ok(()))
+    }
+
+    /// Whether an anchor has been seen, by this server, to keep a checkpoint of our log that covers the approval. What the
+    /// database says of anchors, whoever has it can write.
+    async fn is_anchored(&self, id: LeaseId) -> Result<bool> {
+        let Some((epoch, index)) = store::approval_index(&self.pool, id).await? else {
+            return Ok(false);
+        };
+        let covers = |it: &Anchored| {
+            let known = *it.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.0 == epoch && index < known.1
+        };
+        Ok(self.anchors.iter().any(covers))
     }
 
     fn why_not_anchored(&self) -> String {
@@ -545,6 +576,9 @@ impl Sequencer {
         let seen = self.seen();
         store::lock(transaction).await?;
         let before = store::head(&mut **transaction).await?.ok_or(LogError::NotBegun)?;
+        if (before.epoch, before.size) != (behind.head.epoch, behind.head.size) {
+            return Err(LogError::MovedOn);
+        }
         let frontier = self.check(&before, seen)?;
         let epoch = behind.epoch.max(before.epoch) + 1;
         let (origin, size) = (origin_of(&self.origin, epoch), before.size);

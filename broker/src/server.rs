@@ -102,8 +102,16 @@ pub async fn serve(
     served.context("serving failed")
 }
 
+/// Waits until something may be served: what a restored database says of acts and stops is of before.
+async fn until_open(broker: &Broker) {
+    while broker.log.gate().is_err() {
+        tokio::time::sleep(SEQUENCE_EVERY).await;
+    }
+}
+
 async fn sweep_for_ever(broker: Arc<Broker>) {
     loop {
+        until_open(&broker).await;
         match broker.sweep().await {
             Ok(0) => {}
             Ok(swept) => tracing::info!(swept, "swept"),
@@ -117,6 +125,7 @@ async fn sweep_for_ever(broker: Arc<Broker>) {
 /// Tells AWS what is stopped. A role that AWS is slow about holds up no other.
 async fn stop_for_ever(broker: Arc<Broker>) {
     loop {
+        until_open(&broker).await;
         match broker.stop_sessions().await {
             Ok(mut roles) => roles.detach_all(),
             Err(error) => tracing::warn!(?error, "stopping sessions failed"),

@@ -40,7 +40,7 @@ pub use self::claim::{
 pub use self::look::{CATALOG, look, newest_migration};
 pub use self::people::{Enrolled, admin, bootstrap_is_over, enrol, everybody, running_task};
 pub use self::read::{Find, Person, Viewer, active_person, find, statement, task_is_live};
-pub use self::recover::{Voided, next_epoch, void_everything};
+pub use self::recover::{Voided, next_epoch, roles_of_leases, void_everything};
 pub use self::request::{
     LastApproved, NewLease, NewOutcome, Opened, Terms, by_idempotency_key, eligible_signers,
     keep_ruleset, last_approved, open,

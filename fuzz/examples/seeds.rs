@@ -404,7 +404,10 @@ impl Log {
 
 /// A log with an approval in it, its checkpoint, and a proof; and one that was through everything.
 fn logs(approved: Export) {
-    let key = approved.signatures[0].key.fingerprint.clone();
+    let signature = &approved.signatures[0];
+    let key = signature.key.fingerprint.clone();
+    let told = json!({ "fingerprint": key, "assurance": signature.key.assurance });
+    let enrolled = json!({ "detail": { "act": { "handle": signature.person, "key": told } } });
     let statement = STANDARD.decode(&approved.statement).expect("base64");
     let sealed = LeaseStatement::from_bytes(statement).expect("a statement");
     let approval = Approval {
@@ -417,10 +420,7 @@ fn logs(approved: Export) {
         "detail": { "tier": sealed.terms().tier, "statement_sha256": sealed.sha256() } });
     let tell = |log: &mut Log| {
         log.entry("log.started", json!({}));
-        log.entry(
-            "key.enrolled",
-            json!({ "detail": { "act": { "key": { "fingerprint": key } } } }),
-        );
+        log.entry("key.enrolled", enrolled.clone());
         log.checkpoint(None);
         log.entry("lease.issued", issued.clone());
         log.line(Line::Approval(Box::new(approval.clone())));
@@ -454,10 +454,10 @@ fn logs(approved: Export) {
     tell(&mut long);
     long.pruned();
     long.pruned();
-    long.entry(
-        "log.partition-exported",
-        json!({ "detail": { "first_index": 0, "last_index": 5 } }),
-    );
+    let month =
+        json!({ "partition": "event_202501", "events": 2, "first_index": 0, "last_index": 5 });
+    long.entry("log.partition-exported", json!({ "detail": month }));
+    long.entry("log.partition-dropped", json!({ "detail": { "partition": "event_202501" } }));
     let next = || LogKey::from_bytes(&[13; 32]);
     let new = next().verifier_key(log::ORIGIN);
     long.entry("log.rotated", json!({ "detail": { "new": new } }));

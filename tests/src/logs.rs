@@ -44,14 +44,22 @@ pub async fn now() -> (FakeSts, TestBroker) {
     let clock = Clock::default();
     let sts = FakeSts::with(Mood::Good { now: clock.now() }).await;
     let broker = TestBroker::new(Setup { clock, ..Setup::fake(&sts) }).await;
-    // The people of the tests are there without a word of it.
-    for key in [&broker.alice, &broker.bob, &broker.carol, &broker.dave] {
-        let detail = json!({ "person": { "key": { "fingerprint": key.fingerprint() } } });
+    tell_keys(&broker, &["alice", "bob", "carol", "dave"]).await;
+    (sts, broker)
+}
+
+/// The people of the tests and their keys are there without a word of it; the log has to have one.
+pub async fn tell_keys(broker: &TestBroker, handles: &[&str]) {
+    let sql = "select person, fingerprint, assurance from person_key where person = any ($1) order by person";
+    let keys = sqlx::query_as(sql).bind(handles).fetch_all(&broker.database.owner);
+    let keys: Vec<(String, String, String)> = keys.await.expect("keys");
+    for (handle, fingerprint, assurance) in keys {
+        let key = json!({ "fingerprint": fingerprint, "assurance": assurance });
+        let detail = json!({ "person": { "handle": handle, "key": key } });
         let told =
             broker.broker.tell(EventType::KeyEnrolled, Actor::Operator, Subject::default(), detail);
         told.await.expect("recorded");
     }
-    (sts, broker)
 }
 
 /// A signed lease that was issued, and an unsigned one.

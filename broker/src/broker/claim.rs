@@ -72,11 +72,14 @@ impl Broker {
         };
         let groups = groups.ok_or(Error::TaskEnded)?;
         let by = self.check_rules(self.facts(agent, &groups), lease, &grant, now)?;
-        if lease.tier == Some(Tier::Destructive)
-            && let Err(why) = self.log.anchored(&self.pool, lease.id).await?
-        {
+        let scope = self.config.catalogue.scope(&lease.scope);
+        let destroys = lease.tier.max(scope.map(|it| it.tier)) == Some(Tier::Destructive);
+        if destroys && let Err(why) = self.log.anchored(lease.id).await? {
             return Err(Error::NotAnchored { id: lease.id, why });
         }
+        // That may have taken a while.
+        self.log.gate()?;
+        let now = if destroys { self.clock.now() } else { now };
         let granted =
             Granted { assume_role: grant.assume_role, statement_sha256: grant.statement_sha256 };
         let claimed =

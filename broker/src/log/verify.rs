@@ -97,6 +97,12 @@ pub enum Fault {
         "the log was taken up again after events were lost: {had} entries were left of {anchored}"
     )]
     Lost { had: u64, anchored: u64 },
+    #[error("that a month was dropped is under no checkpoint yet")]
+    DroppedOnItsWord,
+    #[error(
+        "the event that enrolled key {0} is in a month that was dropped: its owner and assurance are on the file's word"
+    )]
+    KeyOnItsWord(String),
     #[error("the file ends before its end")]
     Truncated,
 }
@@ -124,13 +130,18 @@ impl Fault {
             Self::Forked(_) => "forked",
             Self::Behind(_) => "behind",
             Self::Lost { .. } => "lost",
+            Self::DroppedOnItsWord => "dropped-on-its-word",
+            Self::KeyOnItsWord(_) => "key-on-its-word",
             Self::Truncated => "truncated",
         }
     }
 
     /// Whether it says that something is not there to be checked, not that something was changed.
     pub const fn is_incomplete(&self) -> bool {
-        matches!(self, Self::Lost { .. } | Self::Truncated)
+        matches!(
+            self,
+            Self::Lost { .. } | Self::DroppedOnItsWord | Self::KeyOnItsWord(_) | Self::Truncated
+        )
     }
 }
 
@@ -331,31 +342,33 @@ impl ExaminedEntry {
     }
 }
 
+/// A lease that was issued.
+#[derive(Debug)]
+pub struct Issued {
+    lease: String,
+    /// People had to sign for it.
+    signed: bool,
+    statement_sha256: Option<String>,
+}
+
+/// A key, as the event that enrolled it tells.
+#[derive(Debug)]
+pub struct KeyTold {
+    fingerprint: String,
+    person: String,
+    assurance: String,
+}
+
 /// What an event says that matters for what follows.
 #[derive(Debug)]
 pub enum News {
-    /// A lease that people had to sign was issued.
-    Issued {
-        lease: String,
-        statement_sha256: Option<String>,
-    },
-    KeyEnrolled(String),
+    Issued(Issued),
+    KeyEnrolled(KeyTold),
     KeyRevoked(String),
-    Rotated {
-        new: String,
-    },
-    Recovered {
-        anchored: String,
-        had: u64,
-        origin: String,
-    },
-    Exported {
-        partition: String,
-        month: Month,
-    },
-    Dropped {
-        partition: String,
-    },
+    Rotated { new: String },
+    Recovered { anchored: String, had: u64, origin: String },
+    Exported { partition: String, month: Month },
+    Dropped { partition: String },
 }
 
 /// A month whose events were written to a file: how many, and between which indexes.
@@ -489,18 +502,31 @@ fn news(kind: &str, lease: Option<String>, detail: &str) -> Option<News> {
     let number = |pointer: &str| detail.pointer(pointer)?.as_u64();
     match kind {
         "lease.issued" => {
-            let tier: Option<Tier> = text("/tier")?.parse().ok();
-            // A tier that nobody knows has to be signed.
-            let signed = tier.is_none_or(|it| Tier::StagingSensitive <= it);
+            let told = text("/tier");
+            let tier: Option<Tier> = told.as_ref().and_then(|it| it.parse().ok());
+            // A tier that nobody knows has to be signed. Events of the first versions told none: there, an approval may follow.
+            let signed = told.is_some() && tier.is_none_or(|it| Tier::StagingSensitive <= it);
             let statement_sha256 = text("/statement_sha256");
-            signed.then_some(News::Issued { lease: lease?, statement_sha256 })
+            (signed || told.is_none()).then_some(News::Issued(Issued {
+                lease: lease?,
+                signed,
+                statement_sha256,
+            }))
         }
         // At bootstrap; by an act; with the person that an act adds.
         "key.enrolled" => {
-            ["/person/key/fingerprint", "/act/key/fingerprint", "/act/person/key/fingerprint"]
-                .into_iter()
-                .find_map(text)
-                .map(News::KeyEnrolled)
+            let whose = [
+                ("/person/key", "/person/handle"),
+                ("/act/key", "/act/handle"),
+                ("/act/person/key", "/act/person/handle"),
+            ];
+            whose.into_iter().find_map(|(key, handle)| {
+                Some(News::KeyEnrolled(KeyTold {
+                    fingerprint: text(&format!("{key}/fingerprint"))?,
+                    assurance: text(&format!("{key}/assurance"))?,
+                    person: text(handle)?,
+                }))
+            })
         }
         "key.revoked" => text("/act/fingerprint").map(News::KeyRevoked),
         "log.rotated" => Some(News::Rotated { new: text("/new")? }),
@@ -538,17 +564,19 @@ pub struct Verifier {
     next: u64,
     /// Those that were, with the root there: until a checkpoint says whose story it is.
     reached: Vec<(SignedCheckpoint, Hash)>,
+    /// That a month was dropped is told by an event under no checkpoint.
+    on_its_word: bool,
     /// The root did not hold once: that it does not later is no news.
     broken: bool,
-    /// Fingerprints of people's keys so far, and whether each is good.
-    keys: HashMap<String, bool>,
+    /// People's keys so far, by fingerprint; of one that was revoked, nothing.
+    keys: HashMap<String, Option<KeyTold>>,
     /// Entries without their event, one after the other, and what was good before them.
     pruned: Vec<(RangeInclusive<u64>, Option<Good>)>,
     /// By partition: what was exported, and is here all the same; and what was dropped then.
     exported: HashMap<String, Month>,
     dropped: Vec<Month>,
     /// A lease that was issued, and whose approval has to be the next line.
-    issued: Option<(String, Option<String>, String)>,
+    issued: Option<(Issued, String)>,
     end: Option<End>,
 }
 
@@ -571,6 +599,7 @@ impl Verifier {
             anchors,
             next: 0,
             reached: Vec::new(),
+            on_its_word: false,
             broken: false,
             keys: HashMap::new(),
             pruned: Vec::new(),
@@ -589,15 +618,16 @@ impl Verifier {
         }
         let is_approval =
             matches!(&examined, Examined::Other(it) if matches!(**it, Line::Approval(_)));
-        if !is_approval && let Some((lease, _, event)) = self.issued.take() {
-            self.find(Fault::ApprovalMissing(lease), Some(event));
+        if !is_approval {
+            self.approval_is_due();
         }
         match examined {
             Examined::Entry(entry) => self.entry(*entry),
             Examined::Waiting { id, recorded_at, faults, news } => {
-                // A month may have been dropped this very moment.
-                if let Some(news) = news {
-                    self.put_away(news);
+                // A month may have been dropped this very moment; nobody has signed that yet.
+                if let Some(it @ News::Dropped { .. }) = news {
+                    self.on_its_word = true;
+                    self.put_away(it);
                 }
                 self.waiting(id, &recorded_at, faults);
             }
@@ -608,10 +638,11 @@ impl Verifier {
 
     /// Says what the file comes to.
     pub fn finish(mut self) -> Report {
-        if let Some((lease, _, event)) = self.issued.take() {
-            self.find(Fault::ApprovalMissing(lease), Some(event));
-        }
+        self.approval_is_due();
         self.check_pruned();
+        if self.on_its_word && 0 < self.report.pruned {
+            self.find(Fault::DroppedOnItsWord, None);
+        }
         let size = self.next;
         if self.report.good.as_ref().map_or(0, |it| it.size) < size && !self.broken {
             self.find(Fault::NotCovered, None);
@@ -632,6 +663,15 @@ impl Verifier {
         }
         self.report.entries = size;
         self.report
+    }
+
+    /// No approval has followed the lease that was issued.
+    fn approval_is_due(&mut self) {
+        if let Some((issued, event)) = self.issued.take()
+            && issued.signed
+        {
+            self.find(Fault::ApprovalMissing(issued.lease), Some(event));
+        }
     }
 
     fn find(&mut self, fault: Fault, event: Option<String>) {
@@ -680,6 +720,9 @@ impl Verifier {
             self.find(Fault::NotThePinnedKey, None);
         }
         self.report.pinned = self.options.key.is_some();
+        if header.key.split('+').next() != Some(header.origin.as_str()) {
+            self.find(Fault::Origin, None);
+        }
         // What is asked for counts, whatever the file says.
         self.key = self.options.key.clone().unwrap_or_else(|| header.key.clone());
         self.origin.clone_from(&header.origin);
@@ -705,14 +748,12 @@ impl Verifier {
         self.in_order(index);
         self.recorded_at = recorded_at;
         match news {
-            Some(News::Issued { lease, statement_sha256 }) => {
-                self.issued = Some((lease, statement_sha256, id));
-            }
+            Some(News::Issued(issued)) => self.issued = Some((issued, id)),
             Some(News::KeyEnrolled(key)) => {
-                self.keys.entry(key).or_insert(true);
+                self.keys.entry(key.fingerprint.clone()).or_insert(Some(key));
             }
             Some(News::KeyRevoked(key)) => {
-                self.keys.insert(key, false);
+                self.keys.insert(key, None);
             }
             Some(News::Rotated { new }) => self.next_key = Some(new),
             Some(News::Recovered { anchored, had, origin }) => {
@@ -877,7 +918,7 @@ impl Verifier {
     fn approval(&mut self, it: &Approval) {
         let lease = it.lease.id.to_string();
         let issued = self.issued.take();
-        let event = issued.as_ref().map(|(.., event)| event.clone());
+        let event = issued.as_ref().map(|(_, event)| event.clone());
         self.report.approvals += 1;
         let not_good = |this: &mut Self, why: String| {
             this.find(Fault::Approval { lease: lease.clone(), why }, event.clone());
@@ -894,16 +935,24 @@ impl Verifier {
         }
         match &issued {
             // An entry of before these were told names no statement.
-            Some((id, sha256, _))
-                if *id == lease && sha256.as_ref().is_none_or(|it| *it == statement.sha256()) => {}
+            Some((issued, _))
+                if issued.lease == lease
+                    && issued
+                        .statement_sha256
+                        .as_ref()
+                        .is_none_or(|it| *it == statement.sha256()) => {}
             _ => not_good(self, "it is not what the log says was issued".to_owned()),
         }
         for signature in &it.signatures {
             let key = &signature.key.fingerprint;
-            // Where its events were dropped, there is nothing to compare with.
-            let good = self.keys.get(key).copied().unwrap_or(!self.pruned.is_empty());
-            if !good {
-                self.find(Fault::Key(key.clone()), event.clone());
+            match self.keys.get(key) {
+                Some(Some(told))
+                    if told.person == signature.person
+                        && told.assurance == signature.key.assurance.as_str() => {}
+                None if !self.pruned.is_empty() => {
+                    self.find(Fault::KeyOnItsWord(key.clone()), event.clone());
+                }
+                _ => self.find(Fault::Key(key.clone()), event.clone()),
             }
         }
     }

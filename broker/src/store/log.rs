@@ -200,9 +200,18 @@ pub async fn tell_anchored(
     Ok(())
 }
 
-/// Whether the approval of a lease is under an anchored checkpoint.
-pub async fn is_anchored(pool: &PgPool, id: LeaseId) -> Result<bool> {
-    sqlx::query_scalar!(r#"select is_anchored($1) as "anchored!""#, id.0).fetch_one(pool).await
+/// The log's epoch, and the place in it of a lease's approval; nothing if it has none yet.
+pub async fn approval_index(pool: &PgPool, id: LeaseId) -> Result<Option<(i32, u64)>> {
+    let row = sqlx::query!(
+        r#"
+        select h.epoch as "epoch!", e.index as "index!" from log_entries e, log_heads h
+         where e.lease_id = $1 and e.type = 'lease.approved' order by e.index limit 1
+        "#,
+        id.0
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|it| (it.epoch, unsigned(it.index))))
 }
 
 /// An entry of the log with its event's row. Once its month is dropped, the event is not there.

@@ -63,6 +63,15 @@ pub async fn void_everything(
     Ok(Voided { leases: leases.len(), acts: count, tasks })
 }
 
+/// Every role that a lease was ever on.
+pub async fn roles_of_leases(owner: &mut PgConnection) -> Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"select distinct role_arn as "role!" from lease where role_arn is not null"#
+    )
+    .fetch_all(owner)
+    .await
+}
+
 async fn end_tasks(
     connection: &mut PgConnection,
     scribe: &Scribe,
