@@ -400,7 +400,7 @@ const ROWS: [Row; 21] = [
         sql: "delete from log_anchored; delete from log_checkpoint where size = (select size from log_state)",
         alone: (&["not-covered"], None),
         kept: &[],
-        starts: "serves",
+        starts: "does not sign",
         runs: "does not sign",
     },
     // It says nothing that the ones after it do not.
@@ -417,7 +417,7 @@ const ROWS: [Row; 21] = [
         sql: "update log_state set frontier = set_byte(frontier, 0, 255 - get_byte(frontier, 0))",
         alone: NOTHING,
         kept: &[],
-        starts: "serves",
+        starts: "does not sign",
         runs: "does not sign",
     },
     Row {
