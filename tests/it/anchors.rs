@@ -640,10 +640,8 @@ async fn retire(
     let command = Command::Retire { database_url, month, file, drop };
     let mut said = String::new();
     let broker = &world.broker.broker;
-    auditing::run(&command, &broker.config, &world.broker.clock, |it| said += it)
-        .await
-        .map(|_| said)
-        .map_err(|it| format!("{it:#}"))
+    let run = auditing::run(&command, &broker.config, &world.broker.clock, |it| said += it);
+    Box::pin(run).await.map(|_| said).map_err(|it| format!("{it:#}"))
 }
 
 fn refused(outcome: Result<String, String>, why: &str) {
