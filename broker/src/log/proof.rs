@@ -54,9 +54,10 @@ pub fn from_export<R: BufRead>(
         let line = line?;
         match examine(&line) {
             Examined::Entry(entry) if entry.id() == event.to_string() => {
-                let body = serde_json::from_str::<Entry<'_>>(&line)
-                    .map(|it| it.body.get().as_bytes().to_vec());
-                found = Some((entry.index(), body?));
+                // What is no JSON is nothing of ours, whatever its line begins with.
+                if let Ok(it) = serde_json::from_str::<Entry<'_>>(&line) {
+                    found = Some((entry.index(), it.body.get().as_bytes().to_vec()));
+                }
             }
             Examined::Other(it) if found.is_some() => {
                 if let Line::Checkpoint(note) = *it {
