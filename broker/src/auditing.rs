@@ -133,7 +133,7 @@ pub async fn run(
 ) -> anyhow::Result<Outcome> {
     match command {
         Command::Verify { reader, known, output } => {
-            let pool = store::log::log_pool(&reader.database_url)?;
+            let pool = store::log::patient_pool(&reader.database_url)?;
             let mut anchors = known.anchors()?;
             if !known.no_anchors {
                 anchors.extend(ask_anchors(config, &mut say).await);
@@ -144,7 +144,7 @@ pub async fn run(
             Ok(outcome(&report))
         }
         Command::Export { reader, file } => {
-            let pool = store::log::log_pool(&reader.database_url)?;
+            let pool = store::log::patient_pool(&reader.database_url)?;
             match file {
                 Some(path) => {
                     let file = File::create(path).with_context(|| path.display().to_string())?;
@@ -175,7 +175,7 @@ pub async fn run(
             Ok(Outcome::Done)
         }
         Command::Retire { database_url, month, file, drop } => {
-            let pool = store::log::log_pool(database_url)?;
+            let pool = store::log::patient_pool(database_url)?;
             let scribe = Scribe { source: config.settings.origin.clone() };
             if *drop {
                 drop_month(&pool, &scribe, *month, file, clock.now()).await?;

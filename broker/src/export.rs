@@ -57,9 +57,10 @@ pub async fn tail(pool: &PgPool, size: u64) -> sqlx::Result<String> {
         let Some(last) = rows.last() else { break };
         after = last.seq;
         for row in rows {
+            let Some(event) = &row.event else { continue };
             waiting += 1;
-            let body = raw(&row.event.body);
-            let waiting = columns(None, None, row.seq, row.recorded_at, &row.event);
+            let body = raw(&event.body);
+            let waiting = columns(None, None, row.seq, row.recorded_at, event);
             let line = Waiting { waiting, body: &body };
             out.push_str(&serde_json::to_string(&line).expect("strings and numbers serialize"));
             out.push('\n');

@@ -42,6 +42,10 @@ pub async fn run(
     let access = Access::new(config.settings.aws.clone(), AwsOptions::default());
     let log = Sequencer::new(config, logins.sequencer, &access, clock.clone())?;
     let Some(behind) = log.behind().await? else {
+        // Or it is not what was signed, which nobody takes up again.
+        log.compare().await.context(
+            "the database is not behind its anchors, and there is nothing to recover; but no server will serve it: `brokerd audit verify` says what is wrong and since when",
+        )?;
         say("the database is not behind its anchors: there is nothing to recover");
         return Ok(Outcome::Nothing);
     };

@@ -27,6 +27,8 @@ use crate::store::log::{self as store, Head, Integration, Pending};
 
 /// So many events get their index at once.
 const BATCH: i32 = 4096;
+/// Between two ticks: what came meanwhile has one checkpoint.
+const TICK: StdDuration = StdDuration::from_millis(100);
 /// So many claims may wait for their approval to be anchored at once; others are told at once.
 const WAITERS: usize = 16;
 /// Between two looks at whether an approval is anchored by now.
@@ -178,6 +180,26 @@ impl Sequencer {
         transaction.commit().await?;
         self.saw((head.epoch, head.size), frontier.root());
         Ok(events.len())
+    }
+
+    /// Ticks for ever. Events wait for the next tick, so that a busy log has ten checkpoints a second and not one for each event;
+    /// more than fit into a tick are taken at once.
+    pub async fn run(&self) {
+        let mut before = None;
+        loop {
+            match self.tick().await {
+                Ok(some) if some == BATCH.unsigned_abs() as usize => continue,
+                Ok(_) => before = None,
+                Err(error) => {
+                    let error = error.to_string();
+                    if before.as_ref() != Some(&error) {
+                        tracing::warn!(error, "events get no place in the log");
+                    }
+                    before = Some(error);
+                }
+            }
+            tokio::time::sleep(TICK).await;
+        }
     }
 
     /// Gives those events their indexes in the transaction, behind what `head` says; nothing if another server was first. `new_key`

@@ -19,7 +19,8 @@ use crate::{http, store};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const STOP_EVERY: Duration = Duration::from_secs(1);
-const SEQUENCE_EVERY: Duration = Duration::from_millis(100);
+/// Between two looks at whether something may be served, and between two rounds to the anchors when somebody waits.
+const MOMENT: Duration = Duration::from_millis(100);
 const PARTITIONS_EVERY: Duration = Duration::from_hours(6);
 /// How long requests under way may take to end when we are told to stop, beyond a call to STS.
 const GRACE: Duration = Duration::from_secs(3);
@@ -105,7 +106,7 @@ pub async fn serve(
 /// Waits until something may be served: what a restored database says of acts and stops is of before.
 async fn until_open(broker: &Broker) {
     while broker.log.gate().is_err() {
-        tokio::time::sleep(SEQUENCE_EVERY).await;
+        tokio::time::sleep(MOMENT).await;
     }
 }
 
@@ -140,22 +141,7 @@ async fn sequence_for_ever(broker: Arc<Broker>) {
         broker.log.hold_back(error.to_string());
         tokio::time::sleep(PAUSE).await;
     }
-    let mut before = None;
-    loop {
-        match broker.log.tick().await {
-            Ok(0) => before = None,
-            // There may be more.
-            Ok(_) => continue,
-            Err(error) => {
-                let error = error.to_string();
-                if before.as_ref() != Some(&error) {
-                    tracing::warn!(error, "events get no place in the log");
-                }
-                before = Some(error);
-            }
-        }
-        tokio::time::sleep(SEQUENCE_EVERY).await;
-    }
+    broker.log.run().await;
 }
 
 async fn anchor_for_ever(broker: Arc<Broker>) {
@@ -169,7 +155,7 @@ async fn anchor_for_ever(broker: Arc<Broker>) {
             tracing::warn!(%error, "the log is not anchored");
         }
         // Somebody who waits is no reason to ask an anchor that does not answer without a pause.
-        tokio::time::sleep(SEQUENCE_EVERY).await;
+        tokio::time::sleep(MOMENT).await;
         let _ = tokio::time::timeout(every, broker.log.somebody_waits()).await;
     }
 }

@@ -136,12 +136,12 @@ impl NewSession {
 
 /// Opens the server's pool. Connects lazily: the database may come later than we do.
 pub fn pool(url: &str) -> Result<PgPool> {
-    pool_of(url, 32)
+    pool_of(url, 32, STATEMENT_TIMEOUT)
 }
 
-fn pool_of(url: &str, connections: u32) -> Result<PgPool> {
+fn pool_of(url: &str, connections: u32, statement_timeout: &str) -> Result<PgPool> {
     let options = PgConnectOptions::from_str(url)?.application_name("brokerd").options([
-        ("statement_timeout", STATEMENT_TIMEOUT),
+        ("statement_timeout", statement_timeout),
         ("timezone", "UTC"),
         ("synchronous_commit", "on"),
     ]);

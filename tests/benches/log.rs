@@ -2,7 +2,7 @@
 //! against a hash chain under a lock, in one run on a PostgreSQL that flushes: `cargo bench -p tests --bench log`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use broker::audit::{Actor, EventType, Scribe, Subject};
@@ -17,13 +17,12 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use tests::program::dev_dir;
 use tests::{Setup, stack, write_config};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 const CLIENTS: [usize; 2] = [8, 32];
 const ROUNDS: usize = 3;
 const EACH: Duration = Duration::from_secs(4);
-/// As a server does.
-const TICK: Duration = Duration::from_millis(100);
 
 /// What an event is without a log, and what it would be with a chain: one function each, as `append_event()` is one.
 const RIVALS: &str = r"
@@ -96,11 +95,11 @@ async fn main() {
             for (place, function) in
                 ["append_plain", "append_event", "append_chained"].iter().enumerate()
             {
-                let done = Arc::new(AtomicBool::new(false));
+                let done = Arc::new(Notify::new());
                 let sequencing =
                     (*function == "append_event").then(|| sequence(log.clone(), done.clone()));
                 let rate = rate(&url("broker_migrate"), function, clients).await;
-                done.store(true, Ordering::Relaxed);
+                done.notify_one();
                 if let Some(task) = sequencing {
                     let behind = task.await.expect("it does not panic");
                     println!(
@@ -123,13 +122,12 @@ async fn main() {
     postgres.stop().await.expect("stopped");
 }
 
-/// Ticks as a server does, then counts what was left.
-fn sequence(log: Arc<Sequencer>, done: Arc<AtomicBool>) -> tokio::task::JoinHandle<usize> {
+/// Sequences as a server does, then counts what was left.
+fn sequence(log: Arc<Sequencer>, done: Arc<Notify>) -> tokio::task::JoinHandle<usize> {
     tokio::spawn(async move {
-        while !done.load(Ordering::Relaxed) {
-            if log.tick().await.expect("it goes on") == 0 {
-                tokio::time::sleep(TICK).await;
-            }
+        tokio::select! {
+            () = log.run() => {}
+            () = done.notified() => {}
         }
         let mut left = 0;
         loop {

@@ -194,6 +194,7 @@ pub struct Report {
     pub key: String,
     pub pinned: bool,
     pub exported_at: Option<OffsetDateTime>,
+    /// In the file: of a log with a gap, fewer than it has.
     pub entries: u64,
     /// Entries whose events were exported and dropped.
     pub pruned: u64,
@@ -661,7 +662,6 @@ impl Verifier {
                 self.anchor_ahead(&anchor);
             }
         }
-        self.report.entries = size;
         self.report
     }
 
@@ -803,6 +803,7 @@ impl Verifier {
     }
 
     fn append(&mut self, hash: Hash) {
+        self.report.entries += 1;
         let gap = self.next != self.frontier.size();
         self.next = self.next.saturating_add(1);
         if gap {

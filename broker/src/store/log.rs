@@ -12,7 +12,12 @@ use crate::log::{Frontier, Hash};
 
 /// Opens the sequencer's pool. It is small: one connection gives events their indexes, the others read.
 pub fn log_pool(url: &str) -> Result<PgPool> {
-    super::pool_of(url, 4)
+    super::pool_of(url, 4, super::STATEMENT_TIMEOUT)
+}
+
+/// Opens a pool for an operator's command, which takes as long as a large log takes.
+pub fn patient_pool(url: &str) -> Result<PgPool> {
+    super::pool_of(url, 2, "0")
 }
 
 /// Where the log stands.
@@ -240,24 +245,30 @@ pub struct EventRow {
     pub doc_is_body: bool,
 }
 
-/// Entries from `from` on, at most `limit`.
-pub async fn entries(pool: &PgPool, from: u64, limit: i64) -> Result<Vec<EntryRow>> {
-    let rows = sqlx::query!(
-        r#"
-        select index as "index!", leaf_hash as "leaf_hash!", seq as "seq!", recorded_at as "recorded_at!", id, type as kind,
-               occurred_at, actor, agent, sponsor, scope, lease_id, session_id, body, doc_is_body
-          from log_entries where $1 <= index and index < $1 + $2 order by index
-        "#,
-        signed(from),
-        limit
-    )
-    .fetch_all(pool)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|it| EntryRow {
-            index: it.index,
-            leaf_hash: it.leaf_hash,
+/// A row of the views of entries and of waiting events. What may not be there is not.
+struct Record {
+    index: Option<i64>,
+    leaf_hash: Option<Vec<u8>>,
+    seq: i64,
+    recorded_at: OffsetDateTime,
+    id: Option<Uuid>,
+    kind: Option<String>,
+    occurred_at: Option<OffsetDateTime>,
+    actor: Option<String>,
+    agent: Option<String>,
+    sponsor: Option<String>,
+    scope: Option<String>,
+    lease_id: Option<Uuid>,
+    session_id: Option<Uuid>,
+    body: Option<Vec<u8>>,
+    doc_is_body: Option<bool>,
+}
+
+impl From<Record> for EntryRow {
+    fn from(it: Record) -> Self {
+        Self {
+            index: it.index.unwrap_or_default(),
+            leaf_hash: it.leaf_hash.unwrap_or_default(),
             seq: it.seq,
             recorded_at: it.recorded_at,
             event: it.id.map(|id| EventRow {
@@ -273,8 +284,25 @@ pub async fn entries(pool: &PgPool, from: u64, limit: i64) -> Result<Vec<EntryRo
                 body: it.body.unwrap_or_default(),
                 doc_is_body: it.doc_is_body.unwrap_or_default(),
             }),
-        })
-        .collect())
+        }
+    }
+}
+
+/// Entries from `from` on, at most `limit`.
+pub async fn entries(pool: &PgPool, from: u64, limit: i64) -> Result<Vec<EntryRow>> {
+    let rows = sqlx::query_as!(
+        Record,
+        r#"
+        select index, leaf_hash, seq as "seq!", recorded_at as "recorded_at!", id, type as kind,
+               occurred_at, actor, agent, sponsor, scope, lease_id, session_id, body, doc_is_body
+          from log_entries where $1 <= index and index < $1 + $2 order by index
+        "#,
+        signed(from),
+        limit
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(EntryRow::from).collect())
 }
 
 /// What was exported of a month.
@@ -289,11 +317,11 @@ pub struct Exported {
 
 /// Entries of a month, by the database's clock, behind an index.
 pub async fn month(pool: &PgPool, month: Date, after: i64, limit: i64) -> Result<Vec<EntryRow>> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        Record,
         r#"
-        select index as "index!", leaf_hash as "leaf_hash!", seq as "seq!", recorded_at as "recorded_at!", id as "id!", type as "kind!",
-               occurred_at as "occurred_at!", actor as "actor!", agent, sponsor, scope, lease_id, session_id, body as "body!",
-               doc_is_body as "doc_is_body!"
+        select index, leaf_hash, seq as "seq!", recorded_at as "recorded_at!", id, type as kind,
+               occurred_at, actor, agent, sponsor, scope, lease_id, session_id, body, doc_is_body
           from log_entries
          where recorded_at >= $1::date::timestamp at time zone 'UTC'
            and recorded_at < ($1::date + interval '1 month') at time zone 'UTC'
@@ -306,28 +334,7 @@ pub async fn month(pool: &PgPool, month: Date, after: i64, limit: i64) -> Result
     )
     .fetch_all(pool)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|it| EntryRow {
-            index: it.index,
-            leaf_hash: it.leaf_hash,
-            seq: it.seq,
-            recorded_at: it.recorded_at,
-            event: Some(EventRow {
-                id: it.id,
-                kind: it.kind,
-                occurred_at: it.occurred_at,
-                actor: it.actor,
-                agent: it.agent,
-                sponsor: it.sponsor,
-                scope: it.scope,
-                lease_id: it.lease_id,
-                session_id: it.session_id,
-                body: it.body,
-                doc_is_body: it.doc_is_body,
-            }),
-        })
-        .collect())
+    Ok(rows.into_iter().map(EntryRow::from).collect())
 }
 
 /// Records that a month was exported, with the event that tells it.
@@ -370,20 +377,13 @@ pub async fn drop_month(
     Ok(())
 }
 
-/// An event without an index.
-#[derive(Debug)]
-pub struct WaitingRow {
-    pub seq: i64,
-    pub recorded_at: OffsetDateTime,
-    pub event: EventRow,
-}
-
-/// Events that are under no checkpoint, from a number on.
-pub async fn waiting(pool: &PgPool, after_seq: i64, limit: i64) -> Result<Vec<WaitingRow>> {
-    let rows = sqlx::query!(
+/// Events that are under no checkpoint, from a number on: without an index, that is.
+pub async fn waiting(pool: &PgPool, after_seq: i64, limit: i64) -> Result<Vec<EntryRow>> {
+    let rows = sqlx::query_as!(
+        Record,
         r#"
-        select seq as "seq!", recorded_at as "recorded_at!", id as "id!", type as "kind!", occurred_at as "occurred_at!",
-               actor as "actor!", agent, sponsor, scope, lease_id, session_id, body as "body!"
+        select null::bigint as index, null::bytea as leaf_hash, seq as "seq!", recorded_at as "recorded_at!", id, type as kind,
+               occurred_at, actor, agent, sponsor, scope, lease_id, session_id, body, true as doc_is_body
           from log_waiting where $1 < seq order by seq limit $2
         "#,
         after_seq,
@@ -391,26 +391,7 @@ pub async fn waiting(pool: &PgPool, after_seq: i64, limit: i64) -> Result<Vec<Wa
     )
     .fetch_all(pool)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|it| WaitingRow {
-            seq: it.seq,
-            recorded_at: it.recorded_at,
-            event: EventRow {
-                id: it.id,
-                kind: it.kind,
-                occurred_at: it.occurred_at,
-                actor: it.actor,
-                agent: it.agent,
-                sponsor: it.sponsor,
-                scope: it.scope,
-                lease_id: it.lease_id,
-                session_id: it.session_id,
-                body: it.body,
-                doc_is_body: true,
-            },
-        })
-        .collect())
+    Ok(rows.into_iter().map(EntryRow::from).collect())
 }
 
 /// Checkpoints that cover more than `after` entries and at most `to`, with how many.
