@@ -126,6 +126,31 @@ alter table log_checkpoint enable always trigger log_checkpoint_is_kept;
 alter table log_anchored enable always trigger log_anchored_is_fixed;
 alter table log_anchored enable always trigger log_anchored_is_kept;
 
+-- As before, and quicker: PostgreSQL prepares a table's expressions for every statement that writes to it, and what is written in
+-- PL/pgSQL only once a session. Half of what an event cost was that.
+create or replace function event_doc(body bytea) returns jsonb
+language plpgsql immutable parallel safe as $$
+begin
+    return pg_catalog.convert_from(body, 'UTF8')::pg_catalog.jsonb;
+end
+$$;
+
+create function event_is_as_doc(doc jsonb, id uuid, type text, occurred_at timestamptz, actor text, agent text, sponsor text, scope text,
+                                lease_id uuid, session_id uuid) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, public, pg_temp as $$
+declare
+    data jsonb := doc -> 'data';
+begin
+    return (id, occurred_at) is not distinct from ((doc ->> 'id')::uuid, (doc ->> 'time')::timestamptz)
+       and (type, actor) is not distinct from (doc ->> 'type', doc ->> 'actor')
+       and (agent, sponsor, scope) is not distinct from (data ->> 'agent', data ->> 'sponsor', data ->> 'scope')
+       and (lease_id, session_id) is not distinct from ((data ->> 'lease_id')::uuid, (data ->> 'session_id')::uuid);
+end
+$$;
+alter table event drop constraint columns_are_as_doc;
+alter table event add constraint columns_are_as_doc
+      check (event_is_as_doc(doc, id, type, occurred_at, actor, agent, sponsor, scope, lease_id, session_id));
+
 -- As before, and besides: the transaction has its id before the event has its number, so that whoever has seen the number and
 -- then waits for the transactions of that moment has waited for this one. A body is an entry of a tile: its length has 16 bits.
 create or replace function append_event(body bytea) returns bigint

@@ -4,8 +4,10 @@
 //! another root; that there is only one story is for whoever keeps checkpoints elsewhere: the anchors. `docs/log.md` has it all.
 
 pub mod checkpoint;
+mod examine;
 pub mod export;
 pub mod proof;
+mod report;
 pub mod tree;
 pub mod verify;
 

@@ -1,0 +1,259 @@
+//! One line of an exported log, as far as it can be judged by itself: hashed, compared and parsed.
+
+use std::ops::RangeInclusive;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
+
+use super::export::{Columns, Line, Text, Waiting};
+use super::report::Fault;
+use super::tree::{Hash, leaf_hash};
+use crate::lease::Tier;
+
+/// As far apart as the database's clock and a server's may be.
+const SKEW: Duration = Duration::minutes(15);
+
+/// One line, as far as it can be judged alone.
+#[derive(Debug)]
+pub enum Examined {
+    Entry(Box<ExaminedEntry>),
+    Waiting {
+        id: String,
+        recorded_at: String,
+        faults: Vec<Fault>,
+        news: Option<News>,
+    },
+    Other(Box<Line>),
+    /// Nothing of ours.
+    Foreign,
+}
+
+#[derive(Debug)]
+pub struct ExaminedEntry {
+    pub(super) index: u64,
+    pub(super) hash: Hash,
+    pub(super) id: String,
+    pub(super) recorded_at: String,
+    pub(super) faults: Vec<Fault>,
+    pub(super) news: Option<News>,
+}
+
+impl ExaminedEntry {
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// As it went into the tree.
+    pub fn hash(&self) -> Hash {
+        self.hash
+    }
+}
+
+/// A lease that was issued.
+#[derive(Debug)]
+pub struct Issued {
+    pub(super) lease: String,
+    /// People had to sign for it.
+    pub(super) signed: bool,
+    pub(super) statement_sha256: Option<String>,
+}
+
+/// A key, as the event that enrolled it tells.
+#[derive(Debug)]
+pub struct KeyTold {
+    pub(super) fingerprint: String,
+    pub(super) person: String,
+    pub(super) assurance: String,
+}
+
+/// What an event says that matters for what follows.
+#[derive(Debug)]
+pub enum News {
+    Issued(Issued),
+    KeyEnrolled(KeyTold),
+    KeyRevoked(String),
+    Rotated { new: String },
+    Recovered { anchored: String, had: u64, origin: String },
+    Exported { partition: String, month: Month },
+    Dropped { partition: String },
+}
+
+/// A month whose events were written to a file: how many, and between which indexes.
+#[derive(Clone, Debug)]
+pub struct Month {
+    pub(super) events: u64,
+    pub(super) range: RangeInclusive<u64>,
+}
+
+/// The parts of a body that columns repeat.
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow)]
+    id: Text<'a>,
+    #[serde(borrow, rename = "type")]
+    kind: Text<'a>,
+    #[serde(borrow)]
+    time: Text<'a>,
+    #[serde(borrow)]
+    actor: Text<'a>,
+    #[serde(borrow)]
+    data: Data<'a>,
+}
+
+#[derive(Deserialize)]
+struct Data<'a> {
+    #[serde(borrow, default)]
+    agent: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    sponsor: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    scope: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    lease_id: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    session_id: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    detail: Option<&'a RawValue>,
+}
+
+/// Looks at one line by itself.
+pub fn examine(line: &str) -> Examined {
+    let line = line.strip_suffix('\n').unwrap_or(line);
+    if let Some(entry) = line.strip_prefix("{\"event\":") {
+        return examine_entry(entry).unwrap_or(Examined::Foreign);
+    }
+    if line.starts_with("{\"waiting\":") {
+        let Ok(Waiting { waiting, body }) = serde_json::from_str(line) else {
+            return Examined::Foreign;
+        };
+        let (faults, news) = compare(&waiting, body.get());
+        let id = waiting.id.0.into_owned();
+        let recorded_at = waiting.recorded_at.0.into_owned();
+        return Examined::Waiting { id, recorded_at, faults, news };
+    }
+    serde_json::from_str(line).map_or(Examined::Foreign, |it| Examined::Other(Box::new(it)))
+}
+
+/// Looks at an entry, whose line is cut and not parsed as a whole: the body is read once. Columns are an object of strings, in which
+/// no quotation mark stands by itself, so the cut is where it looks to be.
+fn examine_entry(line: &str) -> Option<Examined> {
+    let end = line.find("},\"body\":")?;
+    let event: Columns<'_> = serde_json::from_str(&line[..=end]).ok()?;
+    let body = line[end..].strip_prefix("},\"body\":")?.strip_suffix('}')?;
+    let (index, logged) = (event.index?, event.leaf_hash?);
+    let (mut faults, news) = compare(&event, body);
+    if leaf_hash(body.as_bytes()) != logged {
+        faults.insert(0, Fault::BodyChanged);
+    }
+    Some(Examined::Entry(Box::new(ExaminedEntry {
+        index,
+        // What was logged, so that the entries after one that was changed are judged by themselves.
+        hash: logged,
+        id: event.id.0.into_owned(),
+        recorded_at: event.recorded_at.0.into_owned(),
+        faults,
+        news,
+    })))
+}
+
+/// Compares the columns with the bytes.
+fn compare(columns: &Columns<'_>, text: &str) -> (Vec<Fault>, Option<News>) {
+    let Ok(body) = serde_json::from_str::<Body<'_>>(text) else {
+        return (vec![Fault::ColumnDiffers("body")], None);
+    };
+    let data = &body.data;
+    let optional = [
+        ("agent", &columns.agent, &data.agent),
+        ("sponsor", &columns.sponsor, &data.sponsor),
+        ("scope", &columns.scope, &data.scope),
+        ("lease_id", &columns.lease_id, &data.lease_id),
+        ("session_id", &columns.session_id, &data.session_id),
+    ];
+    let mut faults: Vec<_> = optional
+        .into_iter()
+        .filter(|(_, column, told)| column != told)
+        .map(|(name, ..)| Fault::ColumnDiffers(name))
+        .collect();
+    let required = [
+        ("id", columns.id == body.id),
+        ("type", columns.kind == body.kind),
+        ("actor", columns.actor == body.actor),
+        ("occurred_at", apart(&columns.occurred_at, &body.time) == Some(Duration::ZERO)),
+        ("recorded_at", apart(&columns.recorded_at, &body.time).is_some_and(|it| it <= SKEW)),
+        ("doc", !columns.doc_differs),
+    ];
+    faults.extend(
+        required.into_iter().filter(|(_, same)| !same).map(|(name, _)| Fault::ColumnDiffers(name)),
+    );
+    let detail = data.detail.map_or("{}", RawValue::get);
+    let lease = data.lease_id.as_ref().map(|it| it.as_str().to_owned());
+    (faults, news(body.kind.as_str(), lease, detail))
+}
+
+/// How far apart two times are; nothing if one is none.
+fn apart(one: &Text<'_>, other: &Text<'_>) -> Option<Duration> {
+    if one == other {
+        return Some(Duration::ZERO);
+    }
+    let read = |it: &Text<'_>| OffsetDateTime::parse(it.as_str(), &Rfc3339).ok();
+    Some((read(one)? - read(other)?).abs())
+}
+
+fn news(kind: &str, lease: Option<String>, detail: &str) -> Option<News> {
+    if !["lease.issued", "key.enrolled", "key.revoked"].contains(&kind) && !kind.starts_with("log.")
+    {
+        return None;
+    }
+    let detail: serde_json::Value = serde_json::from_str(detail).ok()?;
+    let text = |pointer: &str| detail.pointer(pointer)?.as_str().map(str::to_owned);
+    let number = |pointer: &str| detail.pointer(pointer)?.as_u64();
+    match kind {
+        "lease.issued" => {
+            let told = text("/tier");
+            let tier: Option<Tier> = told.as_ref().and_then(|it| it.parse().ok());
+            // A tier that nobody knows has to be signed. Events of the first versions told none: there, an approval may follow.
+            let signed = told.is_some() && tier.is_none_or(|it| Tier::StagingSensitive <= it);
+            let statement_sha256 = text("/statement_sha256");
+            (signed || told.is_none()).then_some(News::Issued(Issued {
+                lease: lease?,
+                signed,
+                statement_sha256,
+            }))
+        }
+        // At bootstrap; by an act; with the person that an act adds.
+        "key.enrolled" => {
+            let whose = [
+                ("/person/key", "/person/handle"),
+                ("/act/key", "/act/handle"),
+                ("/act/person/key", "/act/person/handle"),
+            ];
+            whose.into_iter().find_map(|(key, handle)| {
+                Some(News::KeyEnrolled(KeyTold {
+                    fingerprint: text(&format!("{key}/fingerprint"))?,
+                    assurance: text(&format!("{key}/assurance"))?,
+                    person: text(handle)?,
+                }))
+            })
+        }
+        "key.revoked" => text("/act/fingerprint").map(News::KeyRevoked),
+        "log.rotated" => Some(News::Rotated { new: text("/new")? }),
+        "log.recovered" => Some(News::Recovered {
+            anchored: text("/anchored")?,
+            had: number("/size")?,
+            origin: text("/origin")?,
+        }),
+        "log.partition-exported" => {
+            let range = number("/first_index")?..=number("/last_index")?;
+            let month = Month { events: number("/events")?, range };
+            Some(News::Exported { partition: text("/partition")?, month })
+        }
+        "log.partition-dropped" => Some(News::Dropped { partition: text("/partition")? }),
+        _ => None,
+    }
+}
