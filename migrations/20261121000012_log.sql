@@ -251,7 +251,9 @@ declare
     last_seq bigint;
 begin
     select * into scan from public.log_scan;
-    if scan.floor < scan.seen and scan.horizon is null and scan.seen_by <> pg_current_xact_id() then
+    -- A horizon that is still to come is of another cluster, that this database was dumped from: nobody here would ever be behind it.
+    if scan.floor < scan.seen and scan.seen_by <> pg_current_xact_id()
+       and (scan.horizon is null or pg_current_xact_id() < scan.horizon) then
         update public.log_scan set horizon = pg_current_xact_id();
     -- One snapshot: whoever had a number up to `seen` is over in it, and what it wrote has its index.
     elsif scan.floor < scan.seen and (
@@ -380,6 +382,14 @@ comment on column log_checkpoints.signed_at is 'when, by the server''s clock';
 comment on column log_checkpoints.anchored_at is 'since when an anchor has it, or one that covers it; null while none has';
 comment on column log_checkpoints.anchors is 'the anchors that have this very one';
 
+create view log_anchors as select anchor, epoch, size, anchored_at from log_anchored;
+
+comment on view log_anchors is 'Which anchor has taken which checkpoint.';
+comment on column log_anchors.anchor is 'its name in broker.toml';
+comment on column log_anchors.epoch is 'the checkpoint''s epoch';
+comment on column log_anchors.size is 'how many events the checkpoint covers';
+comment on column log_anchors.anchored_at is 'when it was there';
+
 create view log_heads as
     select s.origin, s.epoch, s.key, s.size, s.frontier, c.note, n.floor, s.first_origin, s.first_key
       from log_state s join log_scan n on true left join log_checkpoint c on (c.epoch, c.size) = (s.epoch, s.size);
@@ -427,9 +437,10 @@ end
 $$;
 
 -- Drops a month's events: one that was exported as it is now, whose export is told under an anchored checkpoint, and that is older
--- than the month before this one. What it holds of the log, the hashes, stays.
+-- than the month before this one. What it holds of the log, the hashes, stays. While it waits for a lock on the events, every request
+-- waits behind it: it gives up soon.
 create function log_drop_month(old_month date, at timestamptz, body bytea) returns void
-language plpgsql security definer set search_path = pg_catalog, public, pg_temp set timezone = 'UTC' as $$
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp set timezone = 'UTC' set lock_timeout = '2s' as $$
 declare
     name text := 'event_' || to_char(old_month, 'YYYYMM');
     exported public.log_partition;
@@ -559,5 +570,5 @@ grant execute on function log_integrate(integer, bigint, bigint[], timestamptz[]
 grant execute on function log_tell_anchored(text, integer, bigint, timestamptz) to broker_sequencer;
 grant execute on function log_tell_exported(date, bigint, bigint, bigint, bytea, timestamptz, bytea) to broker_retention;
 grant execute on function log_drop_month(date, timestamptz, bytea) to broker_retention;
-grant select on log_entries, log_waiting, log_checkpoints, log_heads, log_partitions, log_unrecorded, log_approvals, log_leaves, log_nodes
+grant select on log_entries, log_waiting, log_checkpoints, log_anchors, log_heads, log_partitions, log_unrecorded, log_approvals, log_leaves, log_nodes
       to broker_ops, broker_sequencer, broker_retention;

@@ -1,8 +1,9 @@
 //! What an operator does with the log on the server's host: verify it, export it, change its key, put months away, and take it up
 //! again after events were lost.
 
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Seek as _, SeekFrom, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -99,6 +100,9 @@ pub struct Known {
     /// A checkpoint that was kept elsewhere; may be repeated
     #[arg(long, value_name = "FILE")]
     anchor: Vec<PathBuf>,
+    /// The file of a month that was put away; may be repeated
+    #[arg(long, value_name = "FILE")]
+    with: Vec<PathBuf>,
     /// Do not ask the configuration's anchors
     #[arg(long)]
     no_anchors: bool,
@@ -139,7 +143,8 @@ pub async fn run(
                 anchors.extend(ask_anchors(config, &mut say).await);
             }
             let options = known.options(anchors);
-            let report = verify_database(&pool, options, clock.now(), &mut say).await?;
+            let months = known.months()?;
+            let report = verify_database(&pool, months, options, clock.now(), &mut say).await?;
             print(&report, output)?;
             Ok(outcome(&report))
         }
@@ -147,7 +152,9 @@ pub async fn run(
             let pool = store::log::patient_pool(&reader.database_url)?;
             match file {
                 Some(path) => {
-                    let file = File::create(path).with_context(|| path.display().to_string())?;
+                    let mut options = private();
+                    let file = options.create(true).truncate(true).open(path);
+                    let file = file.with_context(|| path.display().to_string())?;
                     write_export(&pool, BufWriter::new(file), clock.now(), &mut say).await?;
                     say(&format!("next: `broker audit verify {}`, anywhere", path.display()));
                 }
@@ -196,6 +203,14 @@ impl Known {
         self.anchor.iter().map(|path| read_note(path)).collect()
     }
 
+    fn months(&self) -> anyhow::Result<Vec<Box<dyn BufRead>>> {
+        let open = |path: &PathBuf| -> anyhow::Result<Box<dyn BufRead>> {
+            let file = File::open(path).with_context(|| path.display().to_string())?;
+            Ok(Box::new(BufReader::new(file)))
+        };
+        self.with.iter().map(open).collect()
+    }
+
     fn options(&self, anchors: Vec<SignedCheckpoint>) -> Options {
         Options {
             key: self.key.clone(),
@@ -228,6 +243,7 @@ async fn ask_anchors(config: &Config, say: &mut impl FnMut(&str)) -> Vec<SignedC
 /// Exports the log to a file that nobody else sees, and checks that.
 async fn verify_database(
     pool: &PgPool,
+    months: Vec<Box<dyn BufRead>>,
     options: Options,
     now: OffsetDateTime,
     say: &mut impl FnMut(&str),
@@ -235,15 +251,20 @@ async fn verify_database(
     let mut file = scratch_file()?;
     write_export(pool, BufWriter::new(&mut file), now, say).await?;
     file.seek(SeekFrom::Start(0))?;
-    Ok(verify::verify(BufReader::new(file), options, |_| {})?)
+    Ok(verify::verify_with(BufReader::new(file), months, options, |_| {})?)
+}
+
+/// Names, addresses and reasons are for nobody else on this host.
+fn private() -> OpenOptions {
+    let mut options = File::options();
+    options.write(true).mode(0o600);
+    options
 }
 
 /// A file without a name: it is gone with us, however we end.
 fn scratch_file() -> anyhow::Result<File> {
     let path = std::env::temp_dir().join(format!("brokerd-verify-{:016x}", rand::random::<u64>()));
-    let mut options = File::options();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options.read(true).write(true).create_new(true).open(&path);
+    let file = private().read(true).create_new(true).open(&path);
     let file = file.with_context(|| path.display().to_string())?;
     std::fs::remove_file(&path)?;
     Ok(file)
@@ -271,7 +292,7 @@ pub async fn write_export(
             say(&format!("{from} of {} entries read", head.size));
         }
     }
-    file.write_all(export::tail(pool, head.size).await?.as_bytes())?;
+    file.write_all(export::tail(pool, head.size, i64::MIN).await?.as_bytes())?;
     Ok(file.flush()?)
 }
 
@@ -296,7 +317,8 @@ async fn export_month(
     path: &Path,
     now: OffsetDateTime,
 ) -> anyhow::Result<String> {
-    let file = File::create_new(path).with_context(|| path.display().to_string())?;
+    let file = private().create_new(true).open(path);
+    let file = file.with_context(|| path.display().to_string())?;
     let mut file = BufWriter::new(file);
     let mut hasher = Sha256::new();
     let (mut after, mut events, mut first) = (-1, 0_i64, None);
@@ -307,9 +329,9 @@ async fn export_month(
         first = first.or(Some(rows[0].index));
         events += i64::try_from(rows.len())?;
         for row in rows {
-            let line = export::entry(u64::try_from(row.index)?, &row);
-            hasher.update(&line);
-            file.write_all(line.as_bytes())?;
+            let lines = export::entry(pool, &row).await?;
+            hasher.update(&lines);
+            file.write_all(lines.as_bytes())?;
         }
     }
     let first = first.with_context(|| format!("no event of {month} has its place in the log"))?;

@@ -34,13 +34,8 @@ pub async fn page(pool: &PgPool, from: u64, size: u64) -> sqlx::Result<(String, 
     let mut checkpoints = store::checkpoints(pool, from, to).await?.into_iter().peekable();
     let mut out = String::with_capacity(rows.len() * 1200);
     for row in rows {
+        out.push_str(&entry(pool, &row).await?);
         let index = u64::try_from(row.index).unwrap_or_default();
-        let issued = row.event.as_ref().filter(|it| it.kind == "lease.issued");
-        let lease = issued.and_then(|it| it.lease_id);
-        out.push_str(&entry(index, &row));
-        if let Some(lease) = lease {
-            approval(pool, LeaseId(lease), &mut out).await?;
-        }
         while let Some((_, note)) = checkpoints.next_if(|(size, _)| *size == index + 1) {
             out.push_str(&Line::Checkpoint(note).text());
         }
@@ -48,10 +43,10 @@ pub async fn page(pool: &PgPool, from: u64, size: u64) -> sqlx::Result<(String, 
     Ok((out, (from < to && to < size).then_some(to)))
 }
 
-/// What stands after the last entry.
-pub async fn tail(pool: &PgPool, size: u64) -> sqlx::Result<String> {
+/// What stands after the last entry. `after` is the number up to which nobody looks for waiting events.
+pub async fn tail(pool: &PgPool, size: u64, mut after: i64) -> sqlx::Result<String> {
     let mut out = String::new();
-    let (mut after, mut waiting) = (i64::MIN, 0);
+    let mut waiting = 0;
     loop {
         let rows = store::waiting(pool, after, PAGE).await?;
         let Some(last) = rows.last() else { break };
@@ -72,16 +67,21 @@ pub async fn tail(pool: &PgPool, size: u64) -> sqlx::Result<String> {
     Ok(out + &Line::End(End { size, waiting }).text())
 }
 
-/// One entry's line.
-pub fn entry(index: u64, row: &EntryRow) -> String {
+/// One entry's line, and after it what people signed about the lease that it tells of.
+pub async fn entry(pool: &PgPool, row: &EntryRow) -> sqlx::Result<String> {
+    let index = u64::try_from(row.index).unwrap_or_default();
     let leaf_hash = Hash(row.leaf_hash.as_slice().try_into().unwrap_or_default());
     let Some(event) = &row.event else {
-        return Line::Pruned(Pruned { index, leaf_hash }).text();
+        return Ok(Line::Pruned(Pruned { index, leaf_hash }).text());
     };
     let body = raw(&event.body);
-    let event = columns(Some(index), Some(leaf_hash), row.seq, row.recorded_at, event);
-    let line = Entry { event, body: &body };
-    serde_json::to_string(&line).expect("strings and numbers serialize") + "\n"
+    let columns = columns(Some(index), Some(leaf_hash), row.seq, row.recorded_at, event);
+    let line = Entry { event: columns, body: &body };
+    let mut out = serde_json::to_string(&line).expect("strings and numbers serialize") + "\n";
+    if let ("lease.issued", Some(lease)) = (event.kind.as_str(), event.lease_id) {
+        approval(pool, LeaseId(lease), &mut out).await?;
+    }
+    Ok(out)
 }
 
 /// The bytes as they are. What is no JSON was not written by us, and hashes to something else.

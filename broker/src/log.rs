@@ -6,6 +6,7 @@
 pub mod checkpoint;
 mod examine;
 pub mod export;
+mod months;
 pub mod proof;
 mod report;
 pub mod tree;

@@ -41,10 +41,14 @@ pub async fn run(
 ) -> anyhow::Result<Outcome> {
     let access = Access::new(config.settings.aws.clone(), AwsOptions::default());
     let log = Sequencer::new(config, logins.sequencer, &access, clock.clone())?;
-    let Some(behind) = log.behind().await? else {
+    let (behind, silent) = log.behind().await?;
+    for silent in &silent {
+        say(&format!("warning: an anchor did not answer, and may have more: {silent}"));
+    }
+    let Some(behind) = behind else {
         // Or it is not what was signed, which nobody takes up again.
         log.compare().await.context(
-            "the database is not behind its anchors, and there is nothing to recover; but no server will serve it: `brokerd audit verify` says what is wrong and since when",
+            "the database is not behind its anchors, and yet no server will serve it: `brokerd audit verify` says what is wrong and since when; restore a backup of before, then recover that",
         )?;
         say("the database is not behind its anchors: there is nothing to recover");
         return Ok(Outcome::Nothing);
@@ -111,7 +115,4 @@ fn tell(behind: &Behind, last: Option<OffsetDateTime>, say: &mut impl FnMut(&str
         "missing: entries {had} to {}, at least; the last one that is left was recorded at {last}",
         anchored.saturating_sub(1)
     ));
-    for silent in &behind.silent {
-        say(&format!("warning: an anchor did not answer, and may have more: {silent}"));
-    }
 }

@@ -70,6 +70,8 @@ pub type Result<T, E = LogError> = std::result::Result<T, E>;
 
 pub struct Sequencer {
     pub pool: PgPool,
+    /// For those who read the log over HTTP.
+    pub readers: PgPool,
     key: LogKey,
     origin: String,
     scribe: Scribe,
@@ -109,6 +111,7 @@ impl Sequencer {
         };
         Ok(Self {
             pool: store::log_pool(url).map_err(LogError::Url)?,
+            readers: store::readers_pool(url).map_err(LogError::Url)?,
             key: LogKey::load(&settings.key)?,
             origin: settings.origin.clone(),
             scribe: Scribe { source: config.settings.origin.clone() },
@@ -348,7 +351,13 @@ impl Sequencer {
             Ok(newest) => newest,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let Some((epoch, signed)) = newest else { return Ok(Ok(())) };
+        let Some((epoch, signed)) = newest else {
+            // A mount that is missing looks like a folder that is empty.
+            let told = store::told_anchored(&self.pool, &it.anchor.name).await?;
+            return Ok(told.map_or(Ok(()), |had| {
+                Err(format!("it had a checkpoint of {had} entries, and has it no more"))
+            }));
+        };
         let there = &signed.checkpoint;
         if there.origin != origin_of(&self.origin, epoch) {
             return Ok(Err(format!("it keeps checkpoints of {:?}", there.origin)));
@@ -403,6 +412,12 @@ impl Sequencer {
         let Some(head) = store::head(&self.pool).await? else { return Ok(0) };
         let root = self.check(&head, seen)?.root();
         let Some(note) = &head.note else { return Ok(0) };
+        // Another server has gone on since: from where we were?
+        let ((epoch, size), before) = seen;
+        if epoch == head.epoch && size < head.size && self.root(size).await? != before {
+            let why = format!("this server has seen another story of the first {size} entries");
+            return Err(self.halt(why));
+        }
         self.saw((head.epoch, head.size), root);
         let signed = SignedCheckpoint::parse(note)?;
         let mut taken = 0;
@@ -496,14 +511,14 @@ impl Sequencer {
 
     /// Proves that an event is in the log. Nothing if it has no place there yet, or is not here any more.
     pub async fn prove(&self, event: Uuid) -> Result<Option<Proof>> {
-        let Some(index) = store::index_of(&self.pool, event).await? else { return Ok(None) };
-        let Some(note) = store::checkpoint_over(&self.pool, index).await? else { return Ok(None) };
+        let pool = &self.readers;
+        let Some(index) = store::index_of(pool, event).await? else { return Ok(None) };
+        let Some(note) = store::checkpoint_over(pool, index).await? else { return Ok(None) };
         let checkpoint = SignedCheckpoint::parse(&note)?;
-        let entry = store::entries(&self.pool, index, 1).await?.pop();
+        let entry = store::entries(pool, index, 1).await?.pop();
         let Some(body) = entry.and_then(|it| it.event).map(|it| it.body) else { return Ok(None) };
-        let proof = with_hashes(&self.pool, |hashes| {
-            Proof::new(body.clone(), index, checkpoint.clone(), hashes)
-        });
+        let proof =
+            with_hashes(pool, |hashes| Proof::new(body.clone(), index, checkpoint.clone(), hashes));
         Ok(Some(proof.await?))
     }
 
@@ -546,13 +561,12 @@ pub struct Behind {
     /// The newest checkpoint that an anchor keeps.
     pub anchored: SignedCheckpoint,
     pub epoch: i32,
-    /// Anchors that did not answer, and why: they may keep a newer one.
-    pub silent: Vec<String>,
 }
 
 impl Sequencer {
-    /// How far the database is behind; nothing if it is not.
-    pub async fn behind(&self) -> Result<Option<Behind>> {
+    /// How far the database is behind; nothing if it is not. And the anchors that did not answer, and why: they may keep a newer
+    /// checkpoint.
+    pub async fn behind(&self) -> Result<(Option<Behind>, Vec<String>)> {
         self.begin().await?;
         let head = store::head(&self.pool).await?.ok_or(LogError::NotBegun)?;
         let (mut newest, mut silent) = (None, Vec::new());
@@ -578,13 +592,13 @@ impl Sequencer {
         }
         let Some((epoch, anchored)) = newest else {
             return if silent.is_empty() {
-                Ok(None)
+                Ok((None, silent))
             } else {
                 Err(LogError::NoAnchor(silent.join("; ")))
             };
         };
         let behind = (head.epoch, head.size) < (epoch, anchored.checkpoint.size);
-        Ok(behind.then_some(Behind { head, anchored, epoch, silent }))
+        Ok((behind.then_some(Behind { head, anchored, epoch }), silent))
     }
 
     /// Lets the log go on behind what is left of it, under a new name, in the owner's transaction: what was voided there, and

@@ -100,6 +100,7 @@ pub async fn serve(
     }
     broker.pool.close().await;
     broker.log.pool.close().await;
+    broker.log.readers.close().await;
     served.context("serving failed")
 }
 

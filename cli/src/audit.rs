@@ -1,7 +1,8 @@
 //! The log over the events: exported, checked without the broker, and proven event by event.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, BufWriter, IsTerminal as _, Read as _, Write};
+use std::io::{BufRead, BufReader, BufWriter, IsTerminal as _, Read as _, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use broker::log::SignedCheckpoint;
@@ -58,6 +59,9 @@ pub(crate) struct VerifyArgs {
     /// The log: a checkpoint that was kept elsewhere; may be repeated
     #[arg(long, value_name = "FILE")]
     anchor: Vec<PathBuf>,
+    /// The log: the file of a month that was put away, or an older export; may be repeated
+    #[arg(long, value_name = "FILE")]
+    with: Vec<PathBuf>,
     /// The log: how many seconds an event may be under no checkpoint
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     covered_within: u32,
@@ -90,7 +94,9 @@ pub(crate) fn export(context: &Context, args: &ExportArgs) -> Result<()> {
         return client.get_pages("/v1/audit/events", output::bytes);
     };
     let unwritten = |error: std::io::Error| approval::unwritten(path, &error);
-    let mut file = BufWriter::new(File::create(path).map_err(unwritten)?);
+    // Names, addresses and reasons are for nobody else on this machine.
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+    let mut file = BufWriter::new(file.map_err(unwritten)?);
     let mut progress = Progress::new("entries exported");
     client.get_pages("/v1/audit/events", |page| {
         progress
@@ -147,8 +153,9 @@ pub(crate) fn verify(format: Format, args: &VerifyArgs) -> Result<()> {
         anchors,
         covered_within: Duration::seconds(args.covered_within.into()),
     };
+    let months = args.with.iter().map(|it| open(it)).collect::<Result<Vec<_>>>()?;
     let mut progress = Progress::new("entries checked");
-    let report = verify::verify(file, options, |entries| progress.at(entries))
+    let report = verify::verify_with(file, months, options, |entries| progress.at(entries))
         .map_err(|error| unreadable(&args.file, &error.to_string()))?;
     progress.end();
     if report.verdict() == Verdict::NotValid {
@@ -168,7 +175,7 @@ pub(crate) fn verify(format: Format, args: &VerifyArgs) -> Result<()> {
     if report.verdict() == Verdict::Incomplete {
         return Err(Failure::incomplete(
             "what is in the file is good; the findings say what is not in it",
-            "Have the log exported again; if events are lost, ask the broker's operators when and why.",
+            "Have the log exported again; give months that were put away with `--with FILE`; if events are lost, ask the broker's operators when and why.",
         ));
     }
     Ok(())
@@ -207,6 +214,11 @@ fn verify_proof(format: Format, args: &VerifyArgs, file: BufReader<File>) -> Res
             "valid": true, "origin": checkpoint.origin, "index": proof.index, "size": checkpoint.size, "event": event,
         })),
     })
+}
+
+fn open(path: &Path) -> Result<Box<dyn BufRead>> {
+    let file = File::open(path).map_err(|error| unreadable(path, &error.to_string()))?;
+    Ok(Box::new(BufReader::new(file)))
 }
 
 fn read_checkpoint(path: &Path) -> Result<SignedCheckpoint> {

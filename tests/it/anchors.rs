@@ -7,7 +7,7 @@ use axum::http::{Method, StatusCode};
 use broker::auditing::{self, Command};
 use broker::http::api_document;
 use broker::lease::LeaseId;
-use broker::log::verify::{Options, Verdict};
+use broker::log::verify::{Options, Report, Verdict, verify_with};
 use broker::log::{Checkpoint, LogKey, SignedCheckpoint, leaf_hash};
 use broker::sequencer::LogError;
 use serde_json::{Value, json};
@@ -688,12 +688,15 @@ async fn a_month_is_dropped_once_it_is_exported_and_that_is_anchored() {
     world.sql(back).await.expect("a superuser may");
 
     retire(&world, february, "february", true).await.expect("dropped");
-    // At once, when nobody has signed that it was dropped, and after the next tick.
-    for expected in [&["dropped-on-its-word"][..], &[]] {
+    // At once, when nobody has signed that it was dropped, and after the next tick: nobody has seen its events, but for whoever
+    // has the file.
+    for _ in 0..2 {
         let report = world.check(Vec::new()).await;
-        assert_eq!(codes(&report), expected, "{}", report.text());
-        assert_ne!(report.verdict(), Verdict::NotValid);
-        assert_eq!(report.pruned, 4);
+        assert_eq!(codes(&report), ["put-away"], "{}", report.text());
+        assert_eq!((report.verdict(), report.pruned), (Verdict::Incomplete, 4));
+        let report = check_with(&world, &["february"]).await;
+        assert_eq!(report.verdict(), Verdict::Good, "{}", report.text());
+        assert_eq!((report.pruned, report.put_away), (0, 4));
         world.broker.anchor().await;
     }
     refused(retire(&world, february, "february", true).await, "was not exported");
@@ -704,8 +707,24 @@ async fn a_month_is_dropped_once_it_is_exported_and_that_is_anchored() {
     world.broker.anchor().await;
     let anchors = kept(&folder(&world)).into_iter().map(|it| it.1).collect();
     let report = world.check(anchors).await;
-    assert_eq!(report.verdict(), Verdict::Good, "{}", report.text());
-    assert_eq!(report.pruned, 10);
+    assert_eq!(codes(&report), ["put-away"], "{}", report.text());
+    assert_eq!((report.verdict(), report.pruned), (Verdict::Incomplete, 10));
+    let report = check_with(&world, &["february"]).await;
+    assert_eq!((codes(&report), report.put_away), (vec!["put-away"], 4), "{}", report.text());
+    for files in [["february", "march"], ["march", "february"]] {
+        let report = check_with(&world, &files).await;
+        assert_eq!((report.verdict(), report.put_away), (Verdict::Good, 10), "{}", report.text());
+    }
+    // A file that says something else than what was logged.
+    let file = world.broker.config_dir.path().join("march");
+    let march = fs::read_to_string(&file).expect("it is there");
+    fs::write(&file, march.replacen("\"data\": {}", "\"data\": {\"n\": 1}", 1)).expect("written");
+    let report = check_with(&world, &["february", "march"]).await;
+    assert_eq!(codes(&report), ["body-changed"], "{}", report.text());
+    fs::write(&file, march.lines().skip(1).fold(String::new(), |all, it| all + it + "\n"))
+        .expect("written");
+    let report = check_with(&world, &["february", "march"]).await;
+    assert_eq!((codes(&report), report.pruned), (vec!["put-away"], 1), "{}", report.text());
 
     // One that is dropped without all that.
     world.sql("drop table event_202604").await.expect("a superuser may");
@@ -713,7 +732,18 @@ async fn a_month_is_dropped_once_it_is_exported_and_that_is_anchored() {
     assert_eq!(codes(&report), ["deleted"], "{}", report.text());
 }
 
-fn codes(report: &broker::log::verify::Report) -> Vec<&'static str> {
+/// As `verify --with` does.
+async fn check_with(world: &World, files: &[&str]) -> Report {
+    let open = |name: &&str| -> Box<dyn std::io::BufRead> {
+        let file = fs::File::open(world.broker.config_dir.path().join(name)).expect("a file");
+        Box::new(std::io::BufReader::new(file))
+    };
+    let months = files.iter().map(open).collect();
+    let file = world.export().await;
+    verify_with(file.as_bytes(), months, Options::default(), |_| ()).expect("read")
+}
+
+fn codes(report: &Report) -> Vec<&'static str> {
     report.findings.iter().map(|it| it.fault.code()).collect()
 }
 

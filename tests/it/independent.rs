@@ -452,7 +452,7 @@ async fn what_happened_to_a_log_is_told_by_both() {
     let report =
         check(&file, Options { covered_within: time::Duration::HOUR, ..pinned(&made_key(12)) });
     assert_eq!(report.verdict(), Verdict::Incomplete, "{}", report.text());
-    assert_eq!(codes(&report), ["lost"]);
+    assert_eq!(codes(&report), ["lost", "put-away"]);
     let path = write(&folder, "export", &file);
     let said = is_refused(&independent(&["export", &path, "--key", &made_key(12)]).await, "lost");
     assert_eq!(said.lines().count(), 1, "{said}");

@@ -1722,6 +1722,7 @@ async fn operations_read_every_view_and_nothing_else() {
         "lease_events",
         "lease_history",
         "live_sessions",
+        "log_anchors",
         "log_approvals",
         "log_checkpoints",
         "log_entries",

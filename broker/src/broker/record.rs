@@ -20,7 +20,7 @@ impl Broker {
     /// A part of the log's export: the first without `from`. `size` is that of the export as it was begun.
     pub async fn export_page(&self, caller: &Caller, from: Option<(u64, u64)>) -> Result<Page> {
         self.may_read_the_log(caller).await?;
-        let pool = &self.log.pool;
+        let pool = &self.log.readers;
         let (mut lines, from, size) = if let Some((from, size)) = from {
             (String::new(), from, size)
         } else {
@@ -32,7 +32,9 @@ impl Broker {
         let (entries, next) = export::page(pool, from, size).await?;
         lines += &entries;
         if next.is_none() {
-            lines += &export::tail(pool, size).await?;
+            // What is new; all that has no place is for the server's host to look for.
+            let floor = store::log::floor(pool).await?;
+            lines += &export::tail(pool, size, floor).await?;
         }
         Ok(Page { lines, next: next.map(|it| (it, size)) })
     }
@@ -40,7 +42,7 @@ impl Broker {
     /// The newest checkpoint.
     pub async fn checkpoint(&self, caller: &Caller) -> Result<String> {
         self.may_read_the_log(caller).await?;
-        let head = store::log::head(&self.log.pool).await?;
+        let head = store::log::head(&self.log.readers).await?;
         head.and_then(|it| it.note).ok_or(Error::NotFound)
     }
 
@@ -48,7 +50,7 @@ impl Broker {
     pub async fn tile(&self, caller: &Caller, path: &str) -> Result<Vec<u8>> {
         self.may_read_the_log(caller).await?;
         let TilePlace { bundle, level, start, width } = tile_place(path).ok_or(Error::NotFound)?;
-        let (pool, width) = (&self.log.pool, u64::from(width));
+        let (pool, width) = (&self.log.readers, u64::from(width));
         if !bundle {
             let data = store::log::tile(pool, level, start, width).await?;
             let whole = data.len() as u64 == width * tlog_tiles::HASH_SIZE as u64;

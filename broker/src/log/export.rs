@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `{"export":{…}}` | first: which log, and with which key it began |
 //! | `{"event":{…},"body":{…}}` | an entry: the columns of its row, and the exact bytes that are hashed, as they are |
-//! | `{"pruned":{…}}` | an entry whose month was dropped: its hash alone |
+//! | `{"pruned":{…}}` | an entry whose month was put away and dropped: its hash alone |
 //! | `{"checkpoint":"…"}` | a signed note, right after the last entry that it covers |
 //! | `{"approval":{…}}` | after a signed lease's `lease.issued`: what people signed |
 //! | `{"waiting":{…},"body":{…}}` | an event that is under no checkpoint yet |
@@ -12,6 +12,7 @@
 //! | `{"end":{…}}` | last: without it, the file is a part of one |
 
 use std::borrow::Cow;
+use std::io::{self, BufRead, Read as _};
 
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -25,6 +26,14 @@ pub const FORMAT: &str = "broker-log/v1";
 
 /// A line may not be longer: a body has at most 64 KiB, an approval about a hundred signatures.
 pub const MAX_LINE_BYTES: usize = 4 * 1024 * 1024;
+
+/// The next line with its newline; nothing at the end. Of one that is too long, the part that a line may have.
+pub fn read_line(file: &mut impl BufRead) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let limit = u64::try_from(MAX_LINE_BYTES).unwrap_or(u64::MAX);
+    file.take(limit).read_until(b'\n', &mut line)?;
+    Ok(line)
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

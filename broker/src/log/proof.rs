@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, BufRead};
+use std::ops::ControlFlow;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -13,7 +14,7 @@ use tlog_tiles::{EMPTY_HASH, Error, HashReader, check_record, prove_record, stor
 use uuid::Uuid;
 
 use super::checkpoint::{NoteError, SignedCheckpoint};
-use super::export::{Entry, Line};
+use super::export::{Entry, Line, read_line};
 use super::tree::{Frontier, Hash, leaf_hash};
 use super::verify::{Examined, examine};
 
@@ -50,24 +51,25 @@ pub fn from_export<R: BufRead>(
 ) -> io::Result<Option<Proof>> {
     let mut found = None;
     let mut checkpoint = None;
-    for line in open()?.lines() {
-        let line = line?;
-        match examine(&line) {
-            Examined::Entry(entry) if entry.id() == event.to_string() => {
+    let event = event.to_string();
+    each_line(open()?, |line, examined| {
+        match examined {
+            Examined::Entry(entry) if entry.id() == event => {
                 // What is no JSON is nothing of ours, whatever its line begins with.
-                if let Ok(it) = serde_json::from_str::<Entry<'_>>(&line) {
+                if let Ok(it) = serde_json::from_str::<Entry<'_>>(line) {
                     found = Some((entry.index(), it.body.get().as_bytes().to_vec()));
                 }
             }
             Examined::Other(it) if found.is_some() => {
                 if let Line::Checkpoint(note) = *it {
                     checkpoint = SignedCheckpoint::parse(&note).ok();
-                    break;
+                    return ControlFlow::Break(());
                 }
             }
             _ => {}
         }
-    }
+        ControlFlow::Continue(())
+    })?;
     let Some(((index, body), checkpoint)) = found.zip(checkpoint) else { return Ok(None) };
     let wanted = Wanted::default();
     // Only to hear which hashes it takes.
@@ -75,25 +77,46 @@ pub fn from_export<R: BufRead>(
     let mut hashes: HashMap<_, _> =
         wanted.0.into_inner().into_iter().map(|it| (it, EMPTY_HASH)).collect();
     let mut frontier = Frontier::default();
-    for line in open()?.lines() {
-        let hash = match examine(&line?) {
-            Examined::Entry(entry) => entry.hash(),
+    each_line(open()?, |_, examined| {
+        let hash = match examined {
+            Examined::Entry(entry) => Some(entry.hash()),
             Examined::Other(it) => match *it {
-                Line::Pruned(pruned) => pruned.leaf_hash,
-                _ => continue,
+                Line::Pruned(pruned) => Some(pruned.leaf_hash),
+                _ => None,
             },
-            _ => continue,
+            _ => None,
         };
-        frontier.append(hash, |it| {
-            if let Some(hash) = hashes.get_mut(&stored_hash_index(it.height, it.index)) {
-                *hash = it.hash;
-            }
-        });
+        if let Some(hash) = hash {
+            frontier.append(hash, |it| {
+                if let Some(hash) = hashes.get_mut(&stored_hash_index(it.height, it.index)) {
+                    *hash = it.hash;
+                }
+            });
+        }
         if frontier.size() == checkpoint.checkpoint.size {
-            break;
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(Proof::new(body, index, checkpoint, &Known(hashes)).ok())
+}
+
+/// Reads a file line by line, until somebody has enough.
+fn each_line(
+    mut file: impl BufRead,
+    mut take: impl FnMut(&str, Examined) -> ControlFlow<()>,
+) -> io::Result<()> {
+    loop {
+        let line = read_line(&mut file)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        // What is no text is nothing of ours.
+        let Ok(line) = str::from_utf8(&line) else { continue };
+        if take(line, examine(line)).is_break() {
+            return Ok(());
         }
     }
-    Ok(Proof::new(body, index, checkpoint, &Known(hashes)).ok())
 }
 
 #[derive(Default)]

@@ -53,8 +53,12 @@ pub enum Fault {
         "the log was taken up again after events were lost: {had} entries were left of {anchored}"
     )]
     Lost { had: u64, anchored: u64 },
-    #[error("that a month was dropped is under no checkpoint yet")]
-    DroppedOnItsWord,
+    #[error(
+        "the events of {0} entries were put away with their months: their files were not given"
+    )]
+    PutAway(u64),
+    #[error("nothing in the file is under a checkpoint")]
+    NothingSigned,
     #[error(
         "the event that enrolled key {0} is in a month that was dropped: its owner and assurance are on the file's word"
     )]
@@ -86,7 +90,8 @@ impl Fault {
             Self::Forked(_) => "forked",
             Self::Behind(_) => "behind",
             Self::Lost { .. } => "lost",
-            Self::DroppedOnItsWord => "dropped-on-its-word",
+            Self::PutAway(_) => "put-away",
+            Self::NothingSigned => "nothing-signed",
             Self::KeyOnItsWord(_) => "key-on-its-word",
             Self::Truncated => "truncated",
         }
@@ -96,7 +101,11 @@ impl Fault {
     pub const fn is_incomplete(&self) -> bool {
         matches!(
             self,
-            Self::Lost { .. } | Self::DroppedOnItsWord | Self::KeyOnItsWord(_) | Self::Truncated
+            Self::Lost { .. }
+                | Self::PutAway(_)
+                | Self::NothingSigned
+                | Self::KeyOnItsWord(_)
+                | Self::Truncated
         )
     }
 }
@@ -152,8 +161,10 @@ pub struct Report {
     pub exported_at: Option<OffsetDateTime>,
     /// In the file: of a log with a gap, fewer than it has.
     pub entries: u64,
-    /// Entries whose events were exported and dropped.
+    /// Entries without their event.
     pub pruned: u64,
+    /// Entries whose events are in files of months that were put away.
+    pub put_away: u64,
     pub checkpoints: u64,
     pub anchors: u64,
     pub approvals: u64,
@@ -203,7 +214,15 @@ impl Report {
         line("log", name(&self.origin));
         let trust = if self.pinned { "as demanded" } else { "ON THE LOG'S OWN WORD" };
         line("began with", format!("{} ({trust})", name(&self.key)));
-        line("entries", format!("{}, of them {} without their event", self.entries, self.pruned));
+        let of = match (self.pruned, self.put_away) {
+            (0, 0) => String::new(),
+            (pruned, 0) => format!(", of them {pruned} without their event"),
+            (0, put_away) => format!(", of them {put_away} from files of months"),
+            (pruned, put_away) => format!(
+                ", of them {put_away} from files of months, and {pruned} without their event"
+            ),
+        };
+        line("entries", format!("{}{of}", self.entries));
         let good = self.good.as_ref().map_or_else(
             || "none is good".to_owned(),
             |it| {
@@ -215,7 +234,11 @@ impl Report {
             },
         );
         line("checkpoints", format!("{}, {good}", self.checkpoints));
-        line("anchors", format!("{} compared", self.anchors));
+        let anchors = match self.anchors {
+            0 => "NONE compared: that nothing newer is gone is on the log's own word".to_owned(),
+            some => format!("{some} compared"),
+        };
+        line("anchors", anchors);
         line("approvals", format!("{} verified anew", self.approvals));
         line("waiting", format!("{} events under no checkpoint yet", self.waiting));
         for finding in &self.findings {
@@ -247,6 +270,7 @@ impl Report {
             "key_pinned": self.pinned,
             "entries": self.entries,
             "pruned": self.pruned,
+            "put_away": self.put_away,
             "checkpoints": self.checkpoints,
             "anchors": self.anchors,
             "approvals": self.approvals,

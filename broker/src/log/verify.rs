@@ -18,6 +18,7 @@ use super::checkpoint::{NoteError, SignedCheckpoint, renamed};
 pub use super::examine::{Examined, examine};
 use super::examine::{ExaminedEntry, Issued, KeyTold, Month, News};
 use super::export::{Approval, End, FORMAT, Header, Line, MAX_LINE_BYTES, Pruned, Unrecorded};
+use super::months::Months;
 pub use super::report::{Fault, Finding, Good, Report, Verdict};
 use super::tree::{Frontier, Hash};
 use crate::approval::{self, Fault as ApprovalFault};
@@ -64,8 +65,6 @@ pub struct Verifier {
     next: u64,
     /// Those that were, with the root there: until a checkpoint says whose story it is.
     reached: Vec<(SignedCheckpoint, Hash)>,
-    /// That a month was dropped is told by an event under no checkpoint.
-    on_its_word: bool,
     /// The root did not hold once: that it does not later is no news.
     broken: bool,
     /// People's keys so far, by fingerprint; of one that was revoked, nothing.
@@ -78,6 +77,7 @@ pub struct Verifier {
     /// A lease that was issued, and whose approval has to be the next line.
     issued: Option<(Issued, String)>,
     end: Option<End>,
+    months: Months,
 }
 
 impl Verifier {
@@ -99,7 +99,6 @@ impl Verifier {
             anchors,
             next: 0,
             reached: Vec::new(),
-            on_its_word: false,
             broken: false,
             keys: HashMap::new(),
             pruned: Vec::new(),
@@ -107,6 +106,7 @@ impl Verifier {
             dropped: Vec::new(),
             issued: None,
             end: None,
+            months: Months::default(),
         }
     }
 
@@ -126,7 +126,6 @@ impl Verifier {
             Examined::Waiting { id, recorded_at, faults, news } => {
                 // A month may have been dropped this very moment; nobody has signed that yet.
                 if let Some(it @ News::Dropped { .. }) = news {
-                    self.on_its_word = true;
                     self.put_away(it);
                 }
                 self.waiting(id, &recorded_at, faults);
@@ -140,12 +139,11 @@ impl Verifier {
     pub fn finish(mut self) -> Report {
         self.approval_is_due();
         self.check_pruned();
-        if self.on_its_word && 0 < self.report.pruned {
-            self.find(Fault::DroppedOnItsWord, None);
-        }
         let size = self.next;
-        if self.report.good.as_ref().map_or(0, |it| it.size) < size && !self.broken {
-            self.find(Fault::NotCovered, None);
+        match self.report.good.as_ref().map(|it| it.size) {
+            None if size == 0 => self.find(Fault::NothingSigned, None),
+            good if good.unwrap_or(0) < size && !self.broken => self.find(Fault::NotCovered, None),
+            _ => {}
         }
         match self.end {
             None => self.find(Fault::Truncated, None),
@@ -194,21 +192,43 @@ impl Verifier {
         match line {
             Line::Export(header) => self.header(header),
             Line::Checkpoint(note) => self.checkpoint(&note),
-            Line::Pruned(Pruned { index, leaf_hash }) => {
-                self.in_order(index);
-                match self.pruned.last_mut() {
-                    Some((last, _)) if *last.end() + 1 == index => *last = *last.start()..=index,
-                    _ => self.pruned.push((index..=index, self.report.good.clone())),
-                }
-                self.report.pruned += 1;
-                self.append(leaf_hash);
-            }
+            Line::Pruned(it) => self.pruned(it),
             Line::Approval(approval) => self.approval(&approval),
             Line::Unrecorded(Unrecorded { kind, id, event }) => {
                 self.find(Fault::Unrecorded { kind, id, event }, None);
             }
             Line::End(end) => self.end = Some(end),
         }
+    }
+
+    /// An entry without its event, unless a month's file has that.
+    fn pruned(&mut self, Pruned { index, leaf_hash }: Pruned) {
+        let mut found = false;
+        for line in self.months.lines(index) {
+            match str::from_utf8(&line).map(examine) {
+                Ok(Examined::Entry(entry)) if entry.hash() == leaf_hash => {
+                    self.entry(*entry);
+                    found = true;
+                }
+                Ok(Examined::Other(it)) if found => {
+                    if let Line::Approval(it) = *it {
+                        self.approval(&it);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if found {
+            self.report.put_away += 1;
+            return;
+        }
+        self.in_order(index);
+        match self.pruned.last_mut() {
+            Some((last, _)) if *last.end() + 1 == index => *last = *last.start()..=index,
+            _ => self.pruned.push((index..=index, self.report.good.clone())),
+        }
+        self.report.pruned += 1;
+        self.append(leaf_hash);
     }
 
     fn header(&mut self, header: Header) {
@@ -292,12 +312,13 @@ impl Verifier {
                 self.find_after(good.clone(), Fault::Deleted, next, None);
             }
         }
-        // Somewhere in the months that were dropped: other months' events are between theirs.
-        if let Some((first, good)) = pruned.first()
-            && self.report.findings.len() == found
-            && told < self.report.pruned
-        {
-            self.find_after(good.clone(), Fault::Deleted, *first.start(), None);
+        let Some((first, good)) = pruned.first() else { return };
+        if self.report.findings.len() == found {
+            // Somewhere in the months that were dropped: other months' events are between theirs. Or all of it is in their files,
+            // of which the log says that they were written, and nobody here has seen them.
+            let missing = self.report.pruned;
+            let fault = if told < missing { Fault::Deleted } else { Fault::PutAway(missing) };
+            self.find_after(good.clone(), fault, *first.start(), None);
         }
     }
 
@@ -460,18 +481,29 @@ impl Verifier {
 
 /// Checks a file, on as many threads as there are. `progress` hears how many entries were checked.
 pub fn verify(
+    file: impl BufRead,
+    options: Options,
+    progress: impl FnMut(u64),
+) -> io::Result<Report> {
+    verify_with(file, Vec::new(), options, progress)
+}
+
+/// Checks a file together with those of months that were put away.
+pub fn verify_with(
     mut file: impl BufRead,
+    months: Vec<Box<dyn BufRead>>,
     options: Options,
     mut progress: impl FnMut(u64),
 ) -> io::Result<Report> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let mut verifier = Verifier::new(options);
+    let mut verifier = Verifier { months: Months::new(months), ..Verifier::new(options) };
     loop {
         let chunks: Vec<_> = (0..threads)
             .map(|_| read_chunk(&mut file))
             .filter(|it| it.as_ref().map_or(true, |it| !it.is_empty()))
             .collect::<io::Result<_>>()?;
         if chunks.is_empty() {
+            verifier.months.failed()?;
             return Ok(verifier.finish());
         }
         let examined: Vec<_> = thread::scope(|scope| {

@@ -10,9 +10,14 @@ use crate::lease::LeaseId;
 use crate::log::tree::TILE_HEIGHT;
 use crate::log::{Frontier, Hash};
 
-/// Opens the sequencer's pool. It is small: one connection gives events their indexes, the others read.
+/// Opens the sequencer's pool. It is small: one connection gives events their indexes, the others look where a claim's approval is.
 pub fn log_pool(url: &str) -> Result<PgPool> {
     super::pool_of(url, 4, super::STATEMENT_TIMEOUT)
+}
+
+/// Opens the pool of those who read the log over HTTP: apart, so that they hold nobody up, and with time for a large one's last page.
+pub fn readers_pool(url: &str) -> Result<PgPool> {
+    super::pool_of(url, 2, "30s")
 }
 
 /// Opens a pool for an operator's command, which takes as long as a large log takes.
@@ -50,10 +55,26 @@ pub async fn head(pool: impl Executor<'_, Database = Postgres>) -> Result<Option
     }))
 }
 
+/// Events up to this number have their place, or will never be there.
+pub async fn floor(pool: &PgPool) -> Result<i64> {
+    sqlx::query_scalar!(r#"select floor as "floor!" from log_heads"#).fetch_one(pool).await
+}
+
 /// Begins the log, unless there is one.
 pub async fn begin(pool: &PgPool, origin: &str, key: &str, event: &[u8]) -> Result<()> {
     sqlx::query!("select log_begin($1, $2, $3)", origin, key, event).execute(pool).await?;
     Ok(())
+}
+
+/// How many entries the newest checkpoint covers that an anchor took, as the database says.
+pub async fn told_anchored(pool: &PgPool, anchor: &str) -> Result<Option<u64>> {
+    let size = sqlx::query_scalar!(
+        r#"select size as "size!" from log_anchors where anchor = $1 order by epoch desc, size desc limit 1"#,
+        anchor
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(size.map(unsigned))
 }
 
 /// Takes the right to give events their indexes, until the transaction ends; waits for whoever has it.
