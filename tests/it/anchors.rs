@@ -351,6 +351,27 @@ async fn a_server_that_is_behind_its_anchor_does_not_start() {
 }
 
 /// The epoch says that the log was taken up again after a loss; only who holds the key begins one.
+/// As a mount that is missing looks.
+#[tokio::test]
+async fn an_anchor_that_had_checkpoints_and_is_empty_is_none_that_answers() {
+    let world = World::new().await;
+    world.broker.anchor().await;
+    let (dir, away) = (folder(&world), world.broker.config_dir.path().join("away"));
+    fs::rename(&dir, &away).expect("moved");
+    fs::create_dir(&dir).expect("made");
+    let starts = world.broker.replica(world.sts.options()).await;
+    let error = starts.broker.log.compare().await.expect_err("nothing to compare with");
+    assert!(matches!(&error, LogError::NoAnchor(why) if why.contains("has it no more")), "{error}");
+    world.event().await;
+    world.broker.sequence().await;
+    assert_eq!(world.broker.broker.log.anchor().await.expect("it goes on"), 0);
+    assert_eq!(fs::read_dir(&dir).expect("it is there").count(), 0, "nothing begins there anew");
+    fs::remove_dir(&dir).expect("removed");
+    fs::rename(&away, &dir).expect("moved");
+    starts.broker.log.compare().await.expect("it is back");
+    assert_eq!(world.broker.broker.log.anchor().await.expect("it goes on"), 1);
+}
+
 #[tokio::test]
 async fn an_epoch_that_nobody_signed_is_not_begun() {
     let world = World::new().await;
@@ -745,6 +766,22 @@ async fn check_with(world: &World, files: &[&str]) -> Report {
 
 fn codes(report: &Report) -> Vec<&'static str> {
     report.findings.iter().map(|it| it.fault.code()).collect()
+}
+
+#[tokio::test]
+async fn a_month_is_not_dropped_behind_a_long_query_where_every_request_would_wait() {
+    let world = World::new().await;
+    old_months(&world).await;
+    let february = date!(2026 - 02 - 01);
+    retire(&world, february, "february", false).await.expect("exported");
+    world.broker.anchor().await;
+    let mut reader = world.superuser.begin().await.expect("a transaction");
+    let read = sqlx::query("select from event limit 1").execute(&mut *reader).await;
+    assert_eq!(read.expect("it reads").rows_affected(), 1);
+    refused(retire(&world, february, "february", true).await, "lock timeout");
+    world.event().await;
+    reader.rollback().await.expect("it ends");
+    retire(&world, february, "february", true).await.expect("dropped");
 }
 
 #[tokio::test]

@@ -689,6 +689,21 @@ async fn a_rewritten_log_that_has_grown_is_seen_at_the_next_look_at_the_anchor()
 /// nobody signs; an event that waits for longer than ten seconds is `stale` to a verifier. What is changed in it is signed as
 /// it is then, and nobody can tell; that the event is gone is seen only if a lease or a session needs it.
 #[tokio::test]
+async fn another_story_is_seen_by_a_server_that_signed_the_first_one_without_any_anchor() {
+    let world = World::new().await;
+    world.story().await;
+    world.rewrite(1, &world.key()).await;
+    let thief = world.broker.replica(world.sts.options()).await;
+    world.event().await;
+    assert_eq!(thief.broker.log.tick().await.expect("it has not compared"), 1);
+    let anchor = world.broker.config_dir.path().join("anchor");
+    std::fs::remove_dir_all(anchor).expect("it is away");
+    let error = world.broker.broker.log.anchor().await.expect_err("it has seen the first one");
+    assert!(error.to_string().contains("this server has seen another story"), "{error}");
+    assert!(world.broker.broker.log.gate().is_err(), "it serves nothing more");
+}
+
+#[tokio::test]
 async fn an_event_that_is_under_no_checkpoint_yet_is_signed_as_it_is_then() {
     let world = World::new().await;
     world.story().await;

@@ -236,6 +236,26 @@ async fn a_transaction_that_stays_open_holds_nobody_up_and_has_its_place_when_it
     world.is_whole().await;
 }
 
+/// A dump that was restored into a new cluster: transactions have small numbers there.
+#[tokio::test]
+async fn a_horizon_of_another_cluster_is_taken_anew() {
+    let world = World::new().await;
+    world.broker.sequence().await;
+    let (transaction, seq) = open(&world).await;
+    transaction.rollback().await.expect("rolled back");
+    goes_on(&world).await;
+    let horizon =
+        "update log_scan set seen = greatest(seen, $1), seen_by = '0', horizon = '9999999999'";
+    let set = sqlx::query(horizon).bind(seq).execute(&world.superuser).await;
+    assert_eq!(set.expect("a superuser may").rows_affected(), 1);
+    until("the floor goes on", SOON, async || {
+        goes_on(&world).await;
+        seq <= floor(&world).await
+    })
+    .await;
+    world.is_whole().await;
+}
+
 #[tokio::test]
 async fn a_transaction_that_is_taken_back_leaves_a_number_that_nobody_waits_for() {
     let world = World::new().await;
