@@ -560,7 +560,7 @@ comment on column log_approvals.signatures is 'their signatures, keys, and the a
 grant usage on schema public to broker_sequencer, broker_retention;
 grant select on log_approvals to broker_app;
 grant execute on function is_anchored(uuid) to broker_app;
-grant select on log_heads, log_checkpoints to broker_app;
+grant select on log_heads, log_checkpoints, log_anchors to broker_app;
 
 grant execute on function log_begin(text, text, bytea) to broker_sequencer;
 grant execute on function log_pending(integer) to broker_sequencer;

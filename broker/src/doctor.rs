@@ -222,7 +222,10 @@ pub async fn look(
     let cloud = Box::pin(aws::look(access, &config.catalogue, clock));
     let (cloud, database) = tokio::join!(cloud, Box::pin(database));
     let settings = &config.settings;
-    let mut files = vec![key_file("the instance key", &settings.instance_key)];
+    let mut files = vec![
+        key_file("the instance key", &settings.instance_key),
+        key_file("the log's key", &settings.log.key),
+    ];
     if let Some(path) = &settings.aws.credentials_file {
         files.push(key_file("the file of AWS credentials", path));
     }

@@ -775,6 +775,21 @@ async fn an_instance_key_that_anybody_here_can_read() {
 }
 
 #[tokio::test]
+async fn a_logs_key_that_anybody_here_can_read() {
+    let site = Site::new().await;
+    mode(&site.dir.path().join("log.pem"), 0o604);
+    site.finds(&["file-open"]).await;
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_keeps_elsewhere() {
+    let mut site = Site::new().await;
+    assert!(!site.config.settings.log.anchors.is_empty());
+    site.config.settings.log.anchors.clear();
+    site.finds(&["log-anchors"]).await;
+}
+
+#[tokio::test]
 async fn credentials_that_anybody_here_can_read() {
     let site = Site::new().await;
     mode(&site.dir.path().join("aws.credentials"), 0o644);
@@ -788,6 +803,23 @@ async fn broken(sql: &'static str, checks: &[&str]) {
     let (site, database) = (Site::new().await, Database::new().await);
     sqlx::raw_sql(sql).execute(&database.owner).await.expect(sql);
     site.finds_in(&database, checks).await;
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_no_anchor_has_taken_for_long() {
+    let (site, database) = (Site::new().await, Database::new().await);
+    let begun = "insert into log_state (origin, key, first_origin, first_key, size, frontier) values ('o', 'k', 'o', 'k', 3, sha256('') || sha256(''));
+                 insert into log_scan default values;
+                 insert into log_checkpoint (epoch, size, root, note, signed_at)
+                 select 1, n, sha256(''), 'note', now() - (3 - n) * interval '1 hour' from generate_series(1, 3) n;
+                 insert into log_anchored (anchor, epoch, size, anchored_at) values ('folder', 1, 2, now())";
+    sqlx::raw_sql(begun).execute(&database.owner).await.expect(begun);
+    for pool in [&database.app_url, &database.ops_url].map(|it| store::pool(it).expect("a URL")) {
+        let mut estate = site.look(Some(&pool)).await;
+        assert_found(&doctor::examine(&estate, &site.config), &[]);
+        estate.now += Duration::hours(1);
+        assert_found(&doctor::examine(&estate, &site.config), &["log-unanchored"]);
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,9 @@ use crate::store;
 const OURS: [&str; 5] =
     ["broker_app", "broker_ops", "broker_sequencer", "broker_retention", "public"];
 
+/// So many rounds to the anchors may fail.
+const ROUNDS: i64 = 10;
+
 const MIGRATE: &str = "find out who changed it and when; then restore the object from the migrations, as broker_owner";
 
 pub(super) const CHECKS: &[Check] = &[
@@ -145,6 +148,14 @@ pub(super) const CHECKS: &[Check] = &[
         fix: "let both hosts' clocks be set by NTP",
         run: database_clock,
     },
+    Check {
+        id: "log-unanchored",
+        severity: Severity::High,
+        wants: "what was signed of the log is at an anchor soon: within ten rounds of `anchor_every`",
+        gains: "who has the database and the log's key rewrites all that happened since; what destroys is not issued",
+        fix: "see the warnings of brokerd about anchors; a folder's mount, a bucket's principal",
+        run: log_unanchored,
+    },
 ];
 
 /// Where events of one month are; the migrations cannot name them.
@@ -260,6 +271,16 @@ fn schema_version(ground: &Ground<'_>) -> Vec<Found> {
         .into_iter()
         .map(|it| found("the schema", format!("it is of version {it}, not {wanted}")))
         .collect()
+}
+
+fn log_unanchored(ground: &Ground<'_>) -> Vec<Found> {
+    let Ok(database) = &ground.estate.database else { return Vec::new() };
+    let Some(since) = database.unanchored_since else { return Vec::new() };
+    let minutes = (ground.estate.now - since).whole_minutes();
+    let patience = ROUNDS * ground.config.settings.log.anchor_every.0.whole_minutes().max(1);
+    let late = patience < minutes && !ground.config.settings.log.anchors.is_empty();
+    let what = format!("nothing that was signed in the last {minutes} minutes is at an anchor");
+    late.then(|| found("the log", what)).into_iter().collect()
 }
 
 fn database_clock(ground: &Ground<'_>) -> Vec<Found> {

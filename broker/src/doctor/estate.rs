@@ -102,6 +102,8 @@ pub struct Database {
     pub facts: BTreeSet<String>,
     /// Those that are not revoked.
     pub keys: Vec<PersonKey>,
+    /// When the oldest checkpoint was signed that no anchor has, nor one that covers it.
+    pub unanchored_since: Option<OffsetDateTime>,
 }
 
 #[derive(Debug)]

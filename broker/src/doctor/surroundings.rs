@@ -82,10 +82,18 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "file-open",
         severity: Severity::Critical,
-        wants: "the instance key and the file of AWS credentials are for their owner alone",
-        gains: "anybody on this host makes tokens of any agent, or is the minter",
+        wants: "the instance key, the log's key and the file of AWS credentials are for their owner alone",
+        gains: "anybody on this host makes tokens of any agent, signs another story, or is the minter",
         fix: "chmod 600 FILE, then make new keys: others could read these",
         run: file_open,
+    },
+    Check {
+        id: "log-anchors",
+        severity: Severity::High,
+        wants: "the log has an anchor: broker.toml names one in table [log]",
+        gains: "who has the database and the log's key rewrites what happened; and what destroys is never issued",
+        fix: "add a folder that another machine keeps, or a bucket with Object Lock (docs/log.md, Anchors)",
+        run: log_anchors,
     },
     Check {
         id: "instance-key-old",
@@ -225,6 +233,11 @@ fn file_open(ground: &Ground<'_>) -> Vec<Found> {
         Some(found(it.path.display().to_string(), what))
     });
     open.collect()
+}
+
+fn log_anchors(ground: &Ground<'_>) -> Vec<Found> {
+    let none = ground.config.settings.log.anchors.is_empty();
+    none.then(|| found("the log", "no checkpoint of it is kept elsewhere")).into_iter().collect()
 }
 
 fn instance_key_old(ground: &Ground<'_>) -> Vec<Found> {

@@ -81,10 +81,12 @@ async fn read(connection: &mut PgConnection, clock: &Clock) -> Result<Database> 
                       to_regprocedure('public.schema_version()') is not null,
                       coalesce(has_function_privilege(to_regprocedure('public.schema_version()'), 'execute'), false),
                       coalesce(has_table_privilege(to_regclass('public.person_key'), 'select'), false),
-                      coalesce(has_table_privilege(to_regclass('public.enrolled_keys'), 'select'), false)";
-    let (login, theirs, has_schema, tells_version, has_keys, has_view): (
+                      coalesce(has_table_privilege(to_regclass('public.enrolled_keys'), 'select'), false),
+                      coalesce(has_table_privilege(to_regclass('public.log_anchors'), 'select'), false)";
+    let (login, theirs, has_schema, tells_version, has_keys, has_view, has_log): (
         String,
         OffsetDateTime,
+        bool,
         bool,
         bool,
         bool,
@@ -108,7 +110,7 @@ async fn read(connection: &mut PgConnection, clock: &Clock) -> Result<Database> 
         "select person, fingerprint, assurance, enrolled_at from public.enrolled_keys where revoked_at is null"
     };
     let keys: Vec<(String, String, String, OffsetDateTime)> = if has_keys || has_view {
-        sqlx::query_as(sql).fetch_all(connection).await?
+        sqlx::query_as(sql).fetch_all(&mut *connection).await?
     } else {
         Vec::new()
     };
@@ -118,12 +120,20 @@ async fn read(connection: &mut PgConnection, clock: &Clock) -> Result<Database> 
         assurance,
         enrolled_at,
     };
+    let sql = "with newest as (select epoch from public.log_heads),
+                    anchored as (select max(size) as size from public.log_anchors where epoch = (select epoch from newest))
+               select signed_at from public.log_checkpoints
+                where epoch = (select epoch from newest) and size > coalesce((select size from anchored), 0)
+                order by size limit 1";
+    let unanchored_since =
+        if has_log { sqlx::query_scalar(sql).fetch_optional(connection).await? } else { None };
     Ok(Database {
         login,
         ahead_seconds: (theirs - ours).whole_seconds(),
         schema_version,
         facts: facts.into_iter().collect::<BTreeSet<_>>(),
         keys: keys.into_iter().map(key).collect(),
+        unanchored_since,
     })
 }
 
