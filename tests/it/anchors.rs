@@ -4,6 +4,7 @@
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::ByteStream;
 use axum::http::{Method, StatusCode};
+use broker::audit::{Actor, EventType, Scribe, Subject};
 use broker::auditing::{self, Command};
 use broker::http::api_document;
 use broker::lease::LeaseId;
@@ -11,7 +12,7 @@ use broker::log::verify::{Options, Report, Verdict, verify_with};
 use broker::log::{Checkpoint, LogKey, SignedCheckpoint, leaf_hash};
 use broker::sequencer::LogError;
 use serde_json::{Value, json};
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection as _};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -165,6 +166,48 @@ async fn what_destroys_waits_for_an_anchor_and_is_not_signed_again() {
     let claimed = world.broker.claim(id).await;
     assert_eq!(claimed.status, StatusCode::OK, "{}", claimed.body);
     world.is_whole().await;
+}
+
+/// Who has the database can write that an anchor has taken a checkpoint. What a server has seen of its anchors counts.
+#[tokio::test]
+async fn that_an_approval_is_anchored_is_not_taken_from_the_database() {
+    let world = World::new().await;
+    world.broker.anchor().await;
+    let id = destruction(&world.broker).await;
+    world.broker.sequence().await;
+    world
+        .sql(
+            "insert into log_anchored (anchor, epoch, size, anchored_at)
+             select anchor, epoch, size, now() from log_checkpoint, unnest(array['folder', 'another']) as anchor
+              order by size desc limit 2",
+        )
+        .await
+        .expect("a superuser may");
+    let says = format!("select is_anchored('{id}')");
+    let says: bool = sqlx::query_scalar(AssertSqlSafe(says))
+        .fetch_one(&world.superuser)
+        .await
+        .expect("an answer");
+    assert!(says, "as far as the database knows, it is");
+
+    is_not_anchored(&world.broker.claim(id).await, "no anchor has it yet");
+    let (dir, away) = (folder(&world), world.broker.config_dir.path().join("away"));
+    fs::rename(&dir, &away).expect("moved");
+    assert_eq!(world.broker.broker.log.anchor().await.expect("that is no reason to stop"), 0);
+    is_not_anchored(&world.broker.claim(id).await, "folder");
+    // Nor by a server that starts after the row was written, or has no anchor at all.
+    let other = world.broker.replica(world.sts.options()).await;
+    is_not_anchored(&other.claim(id).await, "no anchor has it yet");
+    let alone = with_anchors(&world.broker, "", world.sts.options()).await;
+    is_not_anchored(&alone.claim(id).await, "no anchor is configured");
+    assert_eq!(world.sts.calls(), 0);
+    assert!(world.broker.sessions(id).await.is_empty());
+
+    fs::rename(&away, &dir).expect("back");
+    world.broker.anchor().await;
+    let claimed = world.broker.claim(id).await;
+    assert_eq!(claimed.status, StatusCode::OK, "{}", claimed.body);
+    assert_eq!(world.sts.calls(), 1);
 }
 
 #[tokio::test]
@@ -650,7 +693,7 @@ async fn old_months(world: &World) {
     world.broker.sequence().await;
 }
 
-async fn retire(
+pub(crate) async fn retire(
     world: &World,
     month: time::Date,
     file: &str,
@@ -818,4 +861,62 @@ async fn the_file_of_a_month_is_lines_of_the_export() {
         let line: Value = serde_json::from_str(line).expect("JSON");
         assert!(line["event"]["recorded_at"].as_str().expect("a time").starts_with("2026-03-"));
     }
+}
+
+/// That with that login, it is refused for every event but one of that type.
+async fn takes_only(url: &str, call: &str, own: EventType) {
+    let mut login = sqlx::PgConnection::connect(url).await.expect("it answers");
+    let scribe = Scribe { source: "https://broker.test".into() };
+    for kind in EventType::ALL.iter().filter(|it| it.as_str() != own.as_str()) {
+        let now = broker::clock::Clock::default().now();
+        let body = scribe.body(*kind, Actor::Operator, Subject::default(), json!({}), now);
+        let called = sqlx::query(AssertSqlSafe(call.to_owned())).bind(body);
+        let error = called.execute(&mut login).await.expect_err(kind.as_str());
+        let error = error.into_database_error().expect("an answer of the database");
+        assert_eq!(error.code().as_deref(), Some("22023"), "{call}: {kind:?}: {error}");
+        assert!(error.message().contains(own.as_str()), "{error}");
+    }
+}
+
+async fn calls(url: &str, call: &str, own: EventType, detail: Value) {
+    let mut login = sqlx::PgConnection::connect(url).await.expect("it answers");
+    let scribe = Scribe { source: "https://broker.test".into() };
+    let now = broker::clock::Clock::default().now();
+    let body = scribe.body(own, Actor::Operator, Subject::default(), detail, now);
+    let called = sqlx::query(AssertSqlSafe(call.to_owned())).bind(body);
+    called.execute(&mut login).await.expect(call);
+}
+
+/// Their logins have no other way to write an event that says so.
+#[tokio::test]
+async fn what_begins_the_log_or_puts_a_month_away_tells_that_and_nothing_else() {
+    let world = World::new().await;
+    let key = world.key().verifier_key(ORIGIN);
+    let database = &world.broker.database;
+    let begin = format!("select log_begin('{ORIGIN}', '{key}', $1)");
+    takes_only(&database.sequencer_url, &begin, EventType::LogStarted).await;
+    assert_eq!(world.number("select count(*) from log_state").await, 0);
+    let detail = json!({ "origin": ORIGIN, "key": key });
+    calls(&database.sequencer_url, &begin, EventType::LogStarted, detail).await;
+    old_months(&world).await;
+
+    let own = EventType::LogPartitionExported;
+    let tell = "select log_tell_exported('2026-02-01', 4, 3, 8, sha256(''), now(), $1)";
+    takes_only(&database.retention_url, tell, own).await;
+    assert_eq!(world.number("select count(*) from log_partition").await, 0);
+    retire(&world, date!(2026 - 02 - 01), "february", false).await.expect("exported");
+    world.broker.anchor().await;
+
+    let own = EventType::LogPartitionDropped;
+    let drop = "select log_drop_month('2026-02-01', now(), $1)";
+    takes_only(&database.retention_url, drop, own).await;
+    assert_eq!(world.number("select count(*) from event_202602").await, 4);
+    let dropped = "select count(dropped_at) from log_partition";
+    assert_eq!(world.number(dropped).await, 0);
+    world.is_whole().await;
+    calls(&database.retention_url, drop, own, json!({ "partition": "event_202602" })).await;
+    assert_eq!(world.number(dropped).await, 1);
+    world.broker.anchor().await;
+    let report = world.check(Vec::new()).await;
+    assert_eq!((report.verdict(), report.pruned), (Verdict::Good, 4), "{}", report.text());
 }

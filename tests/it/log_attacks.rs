@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use axum::http::StatusCode;
-use broker::audit::{Actor, EventType, Subject};
+use broker::audit::{Actor, EventType, Scribe, Subject};
 use broker::auditing::write_export;
 use broker::clock::Clock;
 use broker::lease::LeaseId;
@@ -19,6 +19,9 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::sts::{FakeSts, Mood};
 use tests::{Setup, TestBroker};
+use time::OffsetDateTime;
+
+use crate::anchors::retire;
 
 /// Takes every guard away, as only a superuser can.
 const UNGUARD: &str = "do $$
@@ -802,4 +805,225 @@ async fn an_event_of_more_than_one_line_is_refused() {
     let planted = sqlx::query("select append_event($1)").bind(body.into_bytes());
     planted.execute(world.broker.pool()).await.expect_err("it is no line");
     world.is_whole().await;
+}
+
+// ------------------------------------------------------------------------------------------------ the exported file
+
+/// The lines of the file's entries, in their order.
+fn entries(file: &str) -> Vec<&str> {
+    file.lines().filter(|it| it.starts_with("{\"event\":")).collect()
+}
+
+/// The file without one of its lines.
+fn without(file: &str, line: &str) -> String {
+    file.replacen(&format!("{line}\n"), "", 1)
+}
+
+#[tokio::test]
+async fn an_entry_that_is_left_out_of_a_file_is_a_gap_and_not_counted() {
+    let world = World::new().await;
+    world.story().await;
+    let file = world.export().await;
+    let entries = entries(&file);
+    for (index, line) in entries.iter().enumerate() {
+        let report = check(&without(&file, line), Options::default());
+        assert_eq!(report.verdict(), Verdict::NotValid);
+        assert_eq!(report.entries, entries.len() as u64 - 1, "{index}: {}", report.text());
+        let gap = report.findings.iter().find(|it| it.fault.code() == "gap");
+        let gap = gap.unwrap_or_else(|| panic!("{index}: {}", report.text()));
+        assert_eq!(gap.at, index as u64, "{}", report.text());
+    }
+    // One that nothing else needs, and that no checkpoint comes right after: that it is not there is all that there is to say, and
+    // nothing after it is good.
+    let at = usize::try_from(FIRST).expect("small");
+    let after = format!("{}\n{}\n", entries[at], entries[at + 1]);
+    assert!(file.contains(&after));
+    let report = check(&without(&file, entries[at]), Options::default());
+    assert_eq!(codes(&report), ["gap"].into(), "{}", report.text());
+    assert_eq!(report.good.map(|it| it.size), Some(FIRST));
+}
+
+#[tokio::test]
+async fn an_approval_in_a_file_that_is_called_another_persons_is_seen() {
+    let world = World::new().await;
+    world.story().await;
+    let file = world.export().await;
+    let line = file.lines().find(|it| it.starts_with("{\"approval\":")).expect("an approval");
+    // Another signer, whose own key is in the log; and somebody who signs for nothing.
+    for (person, found) in [("carol", &["key"][..]), ("mallory", &["approval", "key"])] {
+        let told = format!("\"person\":\"{person}\"");
+        let changed = line.replacen("\"person\":\"bob\"", &told, 1);
+        assert_ne!(changed, line);
+        let report = check(&file.replacen(line, &changed, 1), Options::default());
+        assert_eq!(codes(&report), found.iter().copied().collect(), "{}", report.text());
+        assert_eq!(report.verdict(), Verdict::NotValid);
+    }
+}
+
+#[tokio::test]
+async fn a_file_whose_origin_is_not_its_keys_name_is_of_another_log() {
+    let world = World::new().await;
+    world.story().await;
+    let file = world.export().await;
+    // A key has one name, which its checkpoints bear; by itself, that the header has another is all that there is to say.
+    for (what, changed, found) in [
+        (
+            "\"origin\":\"broker.test/log\"",
+            "\"origin\":\"example.com/log\"",
+            &["not-covered", "other-log"][..],
+        ),
+        ("\"key\":\"broker.test/log+", "\"key\":\"example.com/log+", &["other-log"]),
+    ] {
+        let header = file.lines().next().expect("a header");
+        let changed = header.replacen(what, changed, 1);
+        assert_ne!(changed, header);
+        let report = check(&file.replacen(header, &changed, 1), Options::default());
+        assert_eq!(codes(&report), found.iter().copied().collect(), "{what}: {}", report.text());
+        let first = &report.findings[0];
+        assert_eq!((first.fault.code(), first.at), ("other-log", 0), "{what}");
+        assert_eq!(report.verdict(), Verdict::NotValid);
+    }
+}
+
+/// An event under no checkpoint, as anybody can write one.
+fn waiting(kind: EventType, detail: Value, now: OffsetDateTime) -> String {
+    let scribe = Scribe { source: "https://broker.test".into() };
+    let body = scribe.body(kind, Actor::Operator, Subject::default(), detail, now);
+    let body = String::from_utf8(body).expect("text");
+    let doc: Value = serde_json::from_str(&body).expect("JSON");
+    let columns = json!({ "seq": 1_000_000, "recorded_at": doc["time"], "id": doc["id"], "type": doc["type"],
+                          "occurred_at": doc["time"], "actor": doc["actor"] });
+    format!("{{\"waiting\":{columns},\"body\":{body}}}\n")
+}
+
+/// The file with that many entries from `first` on without their events, as those of a month that was dropped, and with lines before
+/// one that begins so.
+fn forged(file: &str, pruned: std::ops::Range<usize>, lines: &[String], before: &str) -> String {
+    let mut out = String::new();
+    let (mut index, mut skip) = (0, false);
+    for line in file.lines() {
+        if line.starts_with(before) {
+            out += &lines.concat();
+        }
+        if line.starts_with("{\"event\":") {
+            skip = pruned.contains(&index);
+            index += 1;
+            if skip {
+                let entry: Value = serde_json::from_str(line).expect("JSON");
+                let entry = &entry["event"];
+                let it = json!({ "pruned": { "index": entry["index"], "leaf_hash": entry["leaf_hash"] } });
+                out += &it.to_string();
+                out.push('\n');
+                continue;
+            }
+        }
+        // What people signed for what is gone would be about nothing.
+        if !skip || !line.starts_with("{\"approval\":") {
+            let end = format!("\"waiting\":{}}}}}", lines.len());
+            out += &line.replacen("\"waiting\":0}}", &end, 1);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+const END: &str = "{\"end\":";
+const ON_ITS_WORD: &str = "dropped-on-its-word";
+
+#[tokio::test]
+async fn a_month_that_only_waiting_events_call_exported_was_not_put_away() {
+    let world = World::new().await;
+    world.story().await;
+    let file = world.export().await;
+    let (count, now) = (entries(&file).len(), world.broker.clock.now());
+    let exported = |first: usize, last: usize| {
+        let detail = json!({ "partition": "event_202602", "events": last - first + 1, "first_index": first,
+                             "last_index": last, "sha256": "00".repeat(32) });
+        waiting(EventType::LogPartitionExported, detail, now)
+    };
+    let dropped =
+        waiting(EventType::LogPartitionDropped, json!({ "partition": "event_202602" }), now);
+    let all = [exported(0, count - 1), dropped.clone()];
+    // The lines themselves are as those of a log where it was.
+    let report = check(&forged(&file, 0..0, &all, END), Options::default());
+    assert_eq!((report.verdict(), report.waiting), (Verdict::Good, 2), "{}", report.text());
+
+    for (lines, found) in [
+        (&[][..], &["deleted"][..]),
+        (&all[..1], &["deleted"]),
+        (&all[1..], &["deleted", ON_ITS_WORD]),
+        (&all[..], &["deleted", ON_ITS_WORD]),
+        (&[exported(3, 4), dropped.clone()], &["deleted", ON_ITS_WORD]),
+        (&[dropped.clone(), exported(3, 4), dropped.clone()], &["deleted", ON_ITS_WORD]),
+    ] {
+        for before in [END, "{\"event\":{\"index\":3,"] {
+            let report = check(&forged(&file, 3..5, lines, before), Options::default());
+            let told = (codes(&report), report.verdict(), report.pruned);
+            let found = found.iter().copied().collect();
+            assert_eq!(told, (found, Verdict::NotValid, 2), "{}", report.text());
+            assert_eq!(
+                report.findings.iter().find(|it| it.fault.code() == "deleted").map(|it| it.at),
+                Some(3)
+            );
+        }
+    }
+    // Whichever it is, and all of them.
+    for pruned in (0..count).map(|it| it..it + 1).chain(std::iter::once(0..count)) {
+        let report = check(&forged(&file, pruned.clone(), &all, END), Options::default());
+        assert!(codes(&report).contains("deleted"), "{pruned:?}: {}", report.text());
+    }
+}
+
+/// Then there is a file that has the events; that it may be asked for is not signed yet.
+#[tokio::test]
+async fn a_month_that_was_exported_is_dropped_on_the_files_word_until_that_is_signed() {
+    let world = World::new().await;
+    world.story().await;
+    let today = world.broker.clock.now().date();
+    let this = today.replace_day(1).expect("a month");
+    let month = retire(&world, this, "this", false);
+    month.await.expect("exported");
+    world.event().await;
+    world.event().await;
+    world.broker.anchor().await;
+    let file = world.export().await;
+    let (count, now) = (entries(&file).len(), world.broker.clock.now());
+    let told = entries(&file).iter().position(|it| it.contains("\"log.partition-exported\""));
+    let told = told.expect("it is told");
+    let partition = format!("event_{}{:02}", this.year(), u8::from(this.month()));
+    let exported = |last: usize| {
+        let detail = json!({ "partition": partition, "events": last + 1, "first_index": 0, "last_index": last,
+                             "sha256": "00".repeat(32) });
+        waiting(EventType::LogPartitionExported, detail, now)
+    };
+    let dropped = waiting(EventType::LogPartitionDropped, json!({ "partition": partition }), now);
+    let early = "{\"event\":{\"index\":1,";
+    for (pruned, lines, before, found) in [
+        (3..5, vec![dropped.clone()], END, &[ON_ITS_WORD][..]),
+        (3..5, vec![dropped.clone(), dropped.clone()], END, &[ON_ITS_WORD]),
+        // Nobody has exported what comes after, whatever is said of it since; nor does the log tell any more of what is gone.
+        (told + 1..count, vec![exported(count), dropped.clone()], END, &["deleted", ON_ITS_WORD]),
+        (0..told + 1, vec![dropped.clone()], END, &["deleted", ON_ITS_WORD]),
+        // It was not exported yet.
+        (3..5, vec![dropped.clone()], early, &["deleted", ON_ITS_WORD]),
+        (3..5, vec![], END, &["deleted"]),
+    ] {
+        let report = check(&forged(&file, pruned.clone(), &lines, before), Options::default());
+        assert_eq!(
+            codes(&report),
+            found.iter().copied().collect(),
+            "{pruned:?}: {}",
+            report.text()
+        );
+        let verdict = if found == [ON_ITS_WORD] { Verdict::Incomplete } else { Verdict::NotValid };
+        assert_eq!(report.verdict(), verdict, "{pruned:?}");
+    }
+    // Whatever is taken for dropped, no file without it is good.
+    for pruned in (0..count).map(|it| it..it + 1).chain(std::iter::once(0..count)) {
+        for lines in [vec![dropped.clone()], vec![exported(count), dropped.clone()]] {
+            let report = check(&forged(&file, pruned.clone(), &lines, END), Options::default());
+            assert_ne!(report.verdict(), Verdict::Good, "{pruned:?}: {}", report.text());
+            assert!(codes(&report).contains(ON_ITS_WORD), "{pruned:?}: {}", report.text());
+        }
+    }
 }

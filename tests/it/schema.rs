@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 
+use broker::audit::EventType;
 use broker::store;
 use serde_json::json;
 use sqlx::migrate::Migrator;
@@ -17,6 +18,7 @@ use uuid::Uuid;
 /// SQLSTATE `integrity_constraint_violation`: what our own triggers raise.
 const GUARD: &str = "23000";
 const CHECK: &str = "23514";
+const NOT_NULL: &str = "23502";
 const UNIQUE: &str = "23505";
 const FOREIGN_KEY: &str = "23503";
 const DENIED: &str = "42501";
@@ -151,15 +153,19 @@ impl Hand {
         let code = error.code().expect("a SQLSTATE").into_owned();
         let why = match error.constraint() {
             // PostgreSQL numbers checks; what they say is what we know them by.
-            Some(name) if code == CHECK => self.check(name).await,
+            Some(name) if code == CHECK => {
+                self.check(name, error.table().unwrap_or_default()).await
+            }
             _ => error.message().to_owned(),
         };
         Err((code, why))
     }
 
-    async fn check(&mut self, name: &str) -> String {
-        let sql = "select pg_get_constraintdef(oid) from pg_constraint where conname = $1 and contype = 'c'";
-        sqlx::query_scalar(sql).bind(name).fetch_one(&mut self.connection).await.expect("the check")
+    async fn check(&mut self, name: &str, table: &str) -> String {
+        let sql = "select pg_get_constraintdef(oid) from pg_constraint
+                    where conname = $1 and conrelid = to_regclass(quote_ident($2)) and contype = 'c'";
+        let check = sqlx::query_scalar(sql).bind(name).bind(table);
+        check.fetch_one(&mut self.connection).await.expect("the check")
     }
 
     async fn may(&mut self, sql: &str) {
@@ -1594,6 +1600,79 @@ async fn the_columns_of_an_event_cannot_differ_from_its_body_whoever_writes_it()
             hand.may_not(&copy_event(column, other), CHECK, "doc").await;
         }
     }
+}
+
+/// The columns that say what the body says, with where it says that, and what else could stand there.
+const TOLD_COLUMNS: [(&str, &str, &str); 9] = [
+    ("id", "(d ->> 'id')::uuid", "gen_random_uuid()"),
+    ("type", "d ->> 'type'", "'lease.refused'"),
+    ("occurred_at", "(d ->> 'time')::timestamptz", "'2026-01-01 12:00:00.000001Z'"),
+    ("actor", "d ->> 'actor'", "'person:carol'"),
+    ("agent", "d -> 'data' ->> 'agent'", "'other-agent'"),
+    ("sponsor", "d -> 'data' ->> 'sponsor'", "'carol'"),
+    ("scope", "d -> 'data' ->> 'scope'", "'staging-ro'"),
+    ("lease_id", "(d -> 'data' ->> 'lease_id')::uuid", "gen_random_uuid()"),
+    ("session_id", "(d -> 'data' ->> 'session_id')::uuid", "gen_random_uuid()"),
+];
+
+/// A statement that inserts an event with those data, in which that column is otherwise.
+fn insert_event(data: &str, column: &str, other: &str) -> String {
+    let names = TOLD_COLUMNS.map(|it| it.0).join(", ");
+    let values = TOLD_COLUMNS.map(|it| if it.0 == column { other } else { it.1 }).join(", ");
+    format!(
+        r#"insert into event ({names}, body) select {values}, convert_to(d::text, 'UTF8')
+             from (select '{{"id":"00000000-0000-0000-0000-000000000001","type":"lease.denied","time":"2026-01-01T12:00:00Z","actor":"broker"{data}}}'::jsonb as d) b"#
+    )
+}
+
+/// Written past `append_event()`, by whoever may write to the table.
+#[tokio::test]
+async fn each_column_of_an_event_says_what_its_body_says_also_that_it_says_nothing() {
+    const FULL: &str = r#","data":{"agent":"demo-agent","sponsor":"alice","scope":"staging-rw","lease_id":"00000000-0000-0000-0000-000000000002","session_id":"00000000-0000-0000-0000-000000000003"}"#;
+    const BARE: [&str; 4] = [r#","data":{}"#, r#","data":null"#, r#","data":"agent""#, ""];
+    let mut world = World::new().await;
+    let mut wrong = Vec::new();
+    for hand in [&mut world.owner, &mut world.replica] {
+        for data in BARE.into_iter().chain([FULL]) {
+            hand.may(&insert_event(data, "", "")).await;
+            for (column, _, other) in TOLD_COLUMNS {
+                let always = ["id", "type", "occurred_at", "actor"].contains(&column);
+                let mut tried = vec![(other, CHECK, "event_is_as_doc")];
+                if always {
+                    tried.push(("null", NOT_NULL, "null value in column"));
+                } else if data == FULL {
+                    tried.push(("null", CHECK, "event_is_as_doc"));
+                }
+                for (other, code, why) in tried {
+                    let tried = hand.tries(&insert_event(data, column, other)).await;
+                    if !matches!(&tried, Err((it, text)) if it == code && text.contains(why)) {
+                        wrong
+                            .push(format!("{}: {column} as {other}: {data}: {tried:?}", hand.name));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What the log tells of itself decides what a verifier believes: keys, epochs, months that were put away.
+#[tokio::test]
+async fn the_servers_role_says_nothing_in_the_logs_name() {
+    let mut world = World::new().await;
+    let append = |kind: &str| APPEND_EVENT.replace("lease.denied", kind);
+    let types: Vec<_> =
+        EventType::ALL.iter().map(|it| it.as_str()).filter(|it| it.starts_with("log.")).collect();
+    assert_eq!(types.len(), 5, "{types:?}");
+    // The last ones are no types, and read as if they were.
+    for kind in types.into_iter().chain(["log.", "log.x", "l\\\\u006fg.rotated"]) {
+        let why = "events of the log are the log's";
+        world.app.may_not(&append(kind), DENIED, why).await;
+        // Whatever it calls itself.
+        world.app.may_not(&format!("set role broker_app; {}", append(kind)), DENIED, why).await;
+        world.owner.may(&append(kind)).await;
+    }
+    world.app.may(&append("logs.rotated")).await;
 }
 
 // ------------------------------------------------------------------------------------------------------------ rights
