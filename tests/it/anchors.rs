@@ -918,5 +918,36 @@ async fn what_begins_the_log_or_puts_a_month_away_tells_that_and_nothing_else() 
     assert_eq!(world.number(dropped).await, 1);
     world.broker.anchor().await;
     let report = world.check(Vec::new()).await;
-    assert_eq!((report.verdict(), report.pruned), (Verdict::Good, 4), "{}", report.text());
+    assert_eq!((codes(&report), report.pruned), (vec!["put-away"], 4), "{}", report.text());
+}
+
+/// The month in which a key was revoked is put away, and somebody has made the database forget that it was: then the key signs.
+#[tokio::test]
+async fn that_a_key_was_revoked_in_a_month_that_was_put_away_is_not_forgotten() {
+    let world = World::new().await;
+    let key = world.broker.bob.fingerprint();
+    let revoked = format!(
+        "select make_event_partition('2026-03-01');
+         insert into event (recorded_at, id, type, occurred_at, actor, body)
+         select at, id, 'key.revoked', at, 'operator',
+                convert_to(jsonb_build_object('id', id, 'type', 'key.revoked', 'time', to_char(at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+                                              'actor', 'operator', 'data', '{{\"detail\":{{\"act\":{{\"fingerprint\":\"{key}\"}}}}}}'::jsonb)::text, 'UTF8')
+           from (select '2026-03-10 12:00:00Z'::timestamptz as at, gen_random_uuid() as id) e"
+    );
+    world.sql(revoked).await.expect("a superuser may");
+    world.broker.sequence().await;
+    let id = world.broker.pending_lease().await;
+    assert_eq!(world.broker.approve(id, &world.broker.bob).await.status, StatusCode::OK);
+    assert_eq!(world.broker.claim(id).await.status, StatusCode::OK);
+    world.broker.anchor().await;
+    assert_eq!(codes(&world.check(Vec::new()).await), ["key"]);
+
+    let march = date!(2026 - 03 - 01);
+    retire(&world, march, "march", false).await.expect("exported");
+    world.broker.anchor().await;
+    retire(&world, march, "march", true).await.expect("dropped");
+    world.broker.anchor().await;
+    let report = world.check(Vec::new()).await;
+    assert_eq!((codes(&report), report.pruned), (vec!["put-away"], 1), "{}", report.text());
+    assert_eq!(codes(&check_with(&world, &["march"]).await), ["key"]);
 }

@@ -347,7 +347,7 @@ async fn a_log_that_has_moved_on_since_somebody_looked_is_not_taken_up_there() {
     story(&broker).await;
     is_ahead(&broker, 1_000);
     let log = &broker.broker.log;
-    let behind = log.behind().await.expect("it answers").expect("it is behind");
+    let behind = log.behind().await.expect("it answers").0.expect("it is behind");
     let place = async || {
         let head = store::log::head(&log.pool).await.unwrap().unwrap();
         (head.epoch, head.size, head.origin)
@@ -367,8 +367,8 @@ async fn a_log_that_has_moved_on_since_somebody_looked_is_not_taken_up_there() {
     assert_eq!(place().await, before);
 
     // Two who look, one after the other, and then go on both.
-    let one = log.behind().await.expect("it answers").expect("it is behind");
-    let other = log.behind().await.expect("it answers").expect("it is behind");
+    let one = log.behind().await.expect("it answers").0.expect("it is behind");
+    let other = log.behind().await.expect("it answers").0.expect("it is behind");
     let mut transaction = owner.begin().await.unwrap();
     log.go_on(&mut transaction, &one, now).await.expect("nobody was first");
     transaction.commit().await.unwrap();
