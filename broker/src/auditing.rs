@@ -2,7 +2,7 @@
 //! again after events were lost.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Seek as _, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::audit::{Actor, EventType, Scribe, Subject};
 use crate::aws::{Access, AwsOptions};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::log::verify::{self, Options, Report, Verdict};
+use crate::log::verify::{self, MonthFile, Options, Report, Verdict};
 use crate::log::{LogKey, SignedCheckpoint};
 use crate::sequencer::Sequencer;
 use crate::{export, store};
@@ -203,8 +203,8 @@ impl Known {
         self.anchor.iter().map(|path| read_note(path)).collect()
     }
 
-    fn months(&self) -> anyhow::Result<Vec<Box<dyn BufRead>>> {
-        let open = |path: &PathBuf| -> anyhow::Result<Box<dyn BufRead>> {
+    fn months(&self) -> anyhow::Result<Vec<MonthFile>> {
+        let open = |path: &PathBuf| -> anyhow::Result<MonthFile> {
             let file = File::open(path).with_context(|| path.display().to_string())?;
             Ok(Box::new(BufReader::new(file)))
         };
@@ -243,7 +243,7 @@ async fn ask_anchors(config: &Config, say: &mut impl FnMut(&str)) -> Vec<SignedC
 /// Exports the log to a file that nobody else sees, and checks that.
 async fn verify_database(
     pool: &PgPool,
-    months: Vec<Box<dyn BufRead>>,
+    months: Vec<MonthFile>,
     options: Options,
     now: OffsetDateTime,
     say: &mut impl FnMut(&str),

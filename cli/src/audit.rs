@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use broker::log::SignedCheckpoint;
 use broker::log::proof::{HEADER, MAX_FILE_BYTES, Proof};
-use broker::log::verify::{self, Options, Report, Verdict};
+use broker::log::verify::{self, MonthFile, Options, Report, Verdict};
 use broker::render::{name, words};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -216,7 +216,7 @@ fn verify_proof(format: Format, args: &VerifyArgs, file: BufReader<File>) -> Res
     })
 }
 
-fn open(path: &Path) -> Result<Box<dyn BufRead>> {
+fn open(path: &Path) -> Result<MonthFile> {
     let file = File::open(path).map_err(|error| unreadable(path, &error.to_string()))?;
     Ok(Box::new(BufReader::new(file)))
 }

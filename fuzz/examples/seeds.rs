@@ -371,7 +371,12 @@ impl Log {
         let hash = leaf_hash(body.as_bytes());
         columns["index"] = self.frontier.size().into();
         columns["leaf_hash"] = hash.to_string().into();
-        self.file += &format!("{{\"event\":{columns},\"body\":{body}}}\n");
+        // In the order that an export has them in, so that the short way is tried too.
+        let columns = columns.to_string();
+        let event: Columns<'_> = serde_json::from_str(&columns).expect("columns");
+        let body = RawValue::from_string(body).expect("JSON");
+        let line = Entry { event, body: &body };
+        self.file += &(serde_json::to_string(&line).expect("strings and numbers serialize") + "\n");
         self.frontier.append(hash, |_| {});
     }
 

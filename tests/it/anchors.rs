@@ -8,7 +8,7 @@ use broker::audit::{Actor, EventType, Scribe, Subject};
 use broker::auditing::{self, Command};
 use broker::http::api_document;
 use broker::lease::LeaseId;
-use broker::log::verify::{Options, Report, Verdict, verify_with};
+use broker::log::verify::{MonthFile, Options, Report, Verdict, verify_with};
 use broker::log::{Checkpoint, LogKey, SignedCheckpoint, leaf_hash};
 use broker::sequencer::LogError;
 use serde_json::{Value, json};
@@ -798,7 +798,7 @@ async fn a_month_is_dropped_once_it_is_exported_and_that_is_anchored() {
 
 /// As `verify --with` does.
 async fn check_with(world: &World, files: &[&str]) -> Report {
-    let open = |name: &&str| -> Box<dyn std::io::BufRead> {
+    let open = |name: &&str| -> MonthFile {
         let file = fs::File::open(world.broker.config_dir.path().join(name)).expect("a file");
         Box::new(std::io::BufReader::new(file))
     };

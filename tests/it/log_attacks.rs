@@ -4,14 +4,14 @@
 //! Each attack has a row. What nobody notices is in the table too: there its columns say so.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, Cursor};
+use std::io::Cursor;
 
 use axum::http::StatusCode;
 use broker::audit::{Actor, EventType, Scribe, Subject};
 use broker::auditing::write_export;
 use broker::clock::Clock;
 use broker::lease::LeaseId;
-use broker::log::verify::{Finding, Options, Report, Verdict, verify, verify_with};
+use broker::log::verify::{Finding, MonthFile, Options, Report, Verdict, verify, verify_with};
 use broker::log::{Checkpoint, Frontier, Hash, LogKey, SignedCheckpoint, leaf_hash};
 use broker::sequencer::LogError;
 use serde_json::{Value, json};
@@ -1010,7 +1010,7 @@ async fn a_month_that_was_exported_and_is_called_dropped_is_missing_until_its_fi
         let verdict = if found == "put-away" { Verdict::Incomplete } else { Verdict::NotValid };
         assert_eq!(report.verdict(), verdict, "{pruned:?}");
         // An older export has them all.
-        let months: Vec<Box<dyn BufRead>> = vec![Box::new(Cursor::new(file.clone()))];
+        let months: Vec<MonthFile> = vec![Box::new(Cursor::new(file.clone()))];
         let report = verify_with(forged.as_bytes(), months, Options::default(), |_| ());
         let report = report.expect("it is in memory");
         assert_eq!(report.verdict(), Verdict::Good, "{pruned:?}: {}", report.text());

@@ -1,5 +1,8 @@
 //! One line of an exported log, as far as it can be judged by itself: hashed, compared and parsed.
 
+mod plain;
+
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
@@ -17,13 +20,13 @@ const SKEW: Duration = Duration::minutes(15);
 
 /// One line, as far as it can be judged alone.
 #[derive(Debug)]
-pub enum Examined {
-    Entry(Box<ExaminedEntry>),
+pub enum Examined<'a> {
+    Entry(ExaminedEntry<'a>),
     Waiting {
-        id: String,
-        recorded_at: String,
+        id: Cow<'a, str>,
+        recorded_at: Cow<'a, str>,
         faults: Vec<Fault>,
-        news: Option<News>,
+        news: Option<Box<News>>,
     },
     Other(Box<Line>),
     /// Nothing of ours.
@@ -31,16 +34,16 @@ pub enum Examined {
 }
 
 #[derive(Debug)]
-pub struct ExaminedEntry {
+pub struct ExaminedEntry<'a> {
     pub(super) index: u64,
     pub(super) hash: Hash,
-    pub(super) id: String,
-    pub(super) recorded_at: String,
+    pub(super) id: Cow<'a, str>,
+    pub(super) recorded_at: Cow<'a, str>,
     pub(super) faults: Vec<Fault>,
-    pub(super) news: Option<News>,
+    pub(super) news: Option<Box<News>>,
 }
 
-impl ExaminedEntry {
+impl ExaminedEntry<'_> {
     pub fn index(&self) -> u64 {
         self.index
     }
@@ -123,18 +126,18 @@ struct Data<'a> {
 }
 
 /// Looks at one line by itself.
-pub fn examine(line: &str) -> Examined {
+pub fn examine(line: &str) -> Examined<'_> {
     let line = line.strip_suffix('\n').unwrap_or(line);
     if let Some(entry) = line.strip_prefix("{\"event\":") {
-        return examine_entry(entry).unwrap_or(Examined::Foreign);
+        let examined = plain::examine(entry).or_else(|| examine_entry(entry));
+        return examined.map_or(Examined::Foreign, Examined::Entry);
     }
     if line.starts_with("{\"waiting\":") {
         let Ok(Waiting { waiting, body }) = serde_json::from_str(line) else {
             return Examined::Foreign;
         };
         let (faults, news) = compare(&waiting, body.get());
-        let id = waiting.id.0.into_owned();
-        let recorded_at = waiting.recorded_at.0.into_owned();
+        let (id, recorded_at) = (waiting.id.0, waiting.recorded_at.0);
         return Examined::Waiting { id, recorded_at, faults, news };
     }
     serde_json::from_str(line).map_or(Examined::Foreign, |it| Examined::Other(Box::new(it)))
@@ -142,7 +145,7 @@ pub fn examine(line: &str) -> Examined {
 
 /// Looks at an entry, whose line is cut and not parsed as a whole: the body is read once. Columns are an object of strings, in which
 /// no quotation mark stands by itself, so the cut is where it looks to be.
-fn examine_entry(line: &str) -> Option<Examined> {
+fn examine_entry(line: &str) -> Option<ExaminedEntry<'_>> {
     let end = line.find("},\"body\":")?;
     let event: Columns<'_> = serde_json::from_str(&line[..=end]).ok()?;
     let body = line[end..].strip_prefix("},\"body\":")?.strip_suffix('}')?;
@@ -151,19 +154,19 @@ fn examine_entry(line: &str) -> Option<Examined> {
     if leaf_hash(body.as_bytes()) != logged {
         faults.insert(0, Fault::BodyChanged);
     }
-    Some(Examined::Entry(Box::new(ExaminedEntry {
+    Some(ExaminedEntry {
         index,
         // What was logged, so that the entries after one that was changed are judged by themselves.
         hash: logged,
-        id: event.id.0.into_owned(),
-        recorded_at: event.recorded_at.0.into_owned(),
+        id: event.id.0,
+        recorded_at: event.recorded_at.0,
         faults,
         news,
-    })))
+    })
 }
 
 /// Compares the columns with the bytes.
-fn compare(columns: &Columns<'_>, text: &str) -> (Vec<Fault>, Option<News>) {
+fn compare(columns: &Columns<'_>, text: &str) -> (Vec<Fault>, Option<Box<News>>) {
     let Ok(body) = serde_json::from_str::<Body<'_>>(text) else {
         return (vec![Fault::ColumnDiffers("body")], None);
     };
@@ -184,8 +187,14 @@ fn compare(columns: &Columns<'_>, text: &str) -> (Vec<Fault>, Option<News>) {
         ("id", columns.id == body.id),
         ("type", columns.kind == body.kind),
         ("actor", columns.actor == body.actor),
-        ("occurred_at", apart(&columns.occurred_at, &body.time) == Some(Duration::ZERO)),
-        ("recorded_at", apart(&columns.recorded_at, &body.time).is_some_and(|it| it <= SKEW)),
+        (
+            "occurred_at",
+            apart(columns.occurred_at.as_str(), body.time.as_str()) == Some(Duration::ZERO),
+        ),
+        (
+            "recorded_at",
+            apart(columns.recorded_at.as_str(), body.time.as_str()).is_some_and(|it| it <= SKEW),
+        ),
         ("doc", !columns.doc_differs),
     ];
     faults.extend(
@@ -193,21 +202,25 @@ fn compare(columns: &Columns<'_>, text: &str) -> (Vec<Fault>, Option<News>) {
     );
     let detail = data.detail.map_or("{}", RawValue::get);
     let lease = data.lease_id.as_ref().map(|it| it.as_str().to_owned());
-    (faults, news(body.kind.as_str(), lease, detail))
+    (faults, news(body.kind.as_str(), lease, detail).map(Box::new))
 }
 
 /// How far apart two times are; nothing if one is none.
-fn apart(one: &Text<'_>, other: &Text<'_>) -> Option<Duration> {
+fn apart(one: &str, other: &str) -> Option<Duration> {
     if one == other {
         return Some(Duration::ZERO);
     }
-    let read = |it: &Text<'_>| OffsetDateTime::parse(it.as_str(), &Rfc3339).ok();
+    let read = |it| OffsetDateTime::parse(it, &Rfc3339).ok();
     Some((read(one)? - read(other)?).abs())
 }
 
+/// Whether an event of this type may have news.
+fn has_news(kind: &str) -> bool {
+    ["lease.issued", "key.enrolled", "key.revoked"].contains(&kind) || kind.starts_with("log.")
+}
+
 fn news(kind: &str, lease: Option<String>, detail: &str) -> Option<News> {
-    if !["lease.issued", "key.enrolled", "key.revoked"].contains(&kind) && !kind.starts_with("log.")
-    {
+    if !has_news(kind) {
         return None;
     }
     let detail: serde_json::Value = serde_json::from_str(detail).ok()?;
@@ -255,5 +268,109 @@ fn news(kind: &str, lease: Option<String>, detail: &str) -> Option<News> {
         }
         "log.partition-dropped" => Some(News::Dropped { partition: text("/partition")? }),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::io::{self, BufReader, Read};
+
+    use super::*;
+    use crate::log::export::{End, FORMAT, Header, MAX_LINE_BYTES};
+    use crate::log::tree::Frontier;
+    use crate::log::verify::{Options, Report, Verdict, Verifier, verify};
+    use crate::log::{Checkpoint, LogKey};
+
+    const TIME: &str = "2026-03-04T05:06:07Z";
+
+    /// A log of several chunks, with a checkpoint now and then.
+    fn log() -> String {
+        let (key, origin) = (LogKey::from_bytes(&[7; 32]), "example.com/log".to_owned());
+        let header = Header {
+            format: FORMAT.to_owned(),
+            origin: origin.clone(),
+            key: key.verifier_key(&origin),
+            exported_at: OffsetDateTime::UNIX_EPOCH,
+        };
+        let mut file = Line::Export(header).text();
+        let mut frontier = Frontier::default();
+        for n in 0..3_000_u64 {
+            let why = "x".repeat(usize::try_from(n % 700).unwrap());
+            let body = format!(
+                r#"{{"actor":"broker","data":{{"detail":{{"why":"{why}"}}}},"id":"{n}","source":"s","specversion":"1.0","time":"{TIME}","type":"lease.lapsed"}}"#
+            );
+            let hash = leaf_hash(body.as_bytes());
+            frontier.append(hash, |_| {});
+            writeln!(
+                file,
+                "{{\"event\":{{\"index\":{n},\"leaf_hash\":\"{hash}\",\"seq\":{n},\"recorded_at\":\"{TIME}\",\"id\":\"{n}\",\"type\":\"lease.lapsed\",\"occurred_at\":\"{TIME}\",\"actor\":\"broker\"}},\"body\":{body}}}"
+            )
+            .unwrap();
+            if n % 500 == 499 {
+                let checkpoint =
+                    Checkpoint { origin: origin.clone(), size: n + 1, root: frontier.root() };
+                let signed = checkpoint.sign(&[&key]).unwrap();
+                file += &Line::Checkpoint(signed.note().to_owned()).text();
+            }
+        }
+        file + &Line::End(End { size: 3_000, waiting: 0 }).text()
+    }
+
+    fn check(file: &[u8]) -> Report {
+        verify(file, Options::default(), |_| {}).unwrap()
+    }
+
+    fn codes(report: &Report) -> Vec<&'static str> {
+        report.findings.iter().map(|it| it.fault.code()).collect()
+    }
+
+    #[test]
+    fn chunks_come_to_what_their_lines_come_to() {
+        let good = log();
+        assert!(1_000_000 < good.len());
+        let changed = good.replace("\"index\":1234,", "\"index\":1235,");
+        let cut = &good[..good.len() - 900_000];
+        for file in [&good, &changed, cut, good.trim_end(), &good.replacen('\n', "\n\n", 1)] {
+            let mut verifier = Verifier::new(Options::default());
+            file.split_inclusive('\n').for_each(|it| verifier.take(examine(it)));
+            assert_eq!(check(file.as_bytes()).json(), verifier.finish().json());
+        }
+        assert_eq!(check(good.as_bytes()).verdict(), Verdict::Good);
+        assert_eq!(check(good.as_bytes()).entries, 3_000);
+    }
+
+    #[test]
+    fn a_line_that_is_no_text_or_too_long_is_not_of_a_log() {
+        let mut file = log().into_bytes();
+        let at = file.iter().rposition(|it| *it == b'x').unwrap();
+        file[at] = 0xff;
+        assert_eq!(codes(&check(&file))[0], "not-a-log");
+        let file = log();
+        let long =
+            file.replacen("\"why\":\"x", &format!("\"why\":\"{}", "x".repeat(MAX_LINE_BYTES)), 1);
+        assert_eq!(codes(&check(long.as_bytes()))[0], "not-a-log");
+    }
+
+    /// Reads so much, and then no more.
+    struct Broken<'a>(&'a [u8]);
+
+    impl Read for Broken<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match self.0.read(buffer)? {
+                0 => Err(io::Error::other("the disk is gone")),
+                bytes => Ok(bytes),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_comes_to_nothing() {
+        let file = log();
+        for length in [0, 10, file.len() / 2, file.len()] {
+            let broken = BufReader::new(Broken(&file.as_bytes()[..length]));
+            let error = verify(broken, Options::default(), |_| {}).unwrap_err();
+            assert_eq!(error.to_string(), "the disk is gone");
+        }
     }
 }

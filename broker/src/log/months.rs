@@ -5,6 +5,9 @@ use std::io::{self, BufRead};
 use super::examine::{Examined, examine};
 use super::export::read_line;
 
+/// A month's file, read line by line.
+pub type MonthFile = Box<dyn BufRead + Send>;
+
 /// Months' files, each in the order of the log.
 #[derive(Default)]
 pub(super) struct Months {
@@ -14,7 +17,7 @@ pub(super) struct Months {
 }
 
 struct Month {
-    file: Box<dyn BufRead>,
+    file: MonthFile,
     /// The next entry's line and index.
     entry: Option<(u64, Vec<u8>)>,
     /// What stands after it: an approval at most.
@@ -22,7 +25,7 @@ struct Month {
 }
 
 impl Months {
-    pub(super) fn new(files: Vec<Box<dyn BufRead>>) -> Self {
+    pub(super) fn new(files: Vec<MonthFile>) -> Self {
         let month = |file| Month { file, entry: None, rest: Vec::new() };
         Self { files: files.into_iter().map(month).collect(), error: None }
     }

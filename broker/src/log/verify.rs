@@ -7,10 +7,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, Read as _};
 use std::ops::RangeInclusive;
-use std::thread;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::{mem, thread};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use memchr::memchr_iter;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
@@ -18,14 +21,17 @@ use super::checkpoint::{NoteError, SignedCheckpoint, renamed};
 pub use super::examine::{Examined, examine};
 use super::examine::{ExaminedEntry, Issued, KeyTold, Month, News};
 use super::export::{Approval, End, FORMAT, Header, Line, MAX_LINE_BYTES, Pruned, Unrecorded};
+pub use super::months::MonthFile;
 use super::months::Months;
 pub use super::report::{Fault, Finding, Good, Report, Verdict};
 use super::tree::{Frontier, Hash};
 use crate::approval::{self, Fault as ApprovalFault};
 use crate::statement::LeaseStatement;
 
-/// What one thread examines at a time: small enough that memory does not matter, large enough that threads do not.
-const CHUNK_BYTES: usize = 2 * 1024 * 1024;
+/// What one thread checks at a time: small enough that it stays in a core's cache, large enough that threads do not matter.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// More would wait for their turn: an eighth of the work or more is done in the order of the file, by one at a time.
+const MAX_THREADS: usize = 8;
 /// So many findings are told one by one; of the others, how many there are.
 const MAX_FINDINGS: usize = 100;
 
@@ -111,7 +117,7 @@ impl Verifier {
     }
 
     /// Takes the next line.
-    pub fn take(&mut self, examined: Examined) {
+    pub fn take(&mut self, examined: Examined<'_>) {
         self.line += 1;
         if self.end.is_some() || (self.line == 1) != is_header(&examined) {
             return self.find(Fault::Line(self.line), None);
@@ -122,13 +128,13 @@ impl Verifier {
             self.approval_is_due();
         }
         match examined {
-            Examined::Entry(entry) => self.entry(*entry),
+            Examined::Entry(entry) => self.entry(entry),
             Examined::Waiting { id, recorded_at, faults, news } => {
                 // A month may have been dropped this very moment; nobody has signed that yet.
-                if let Some(it @ News::Dropped { .. }) = news {
-                    self.put_away(it);
+                if let Some(it) = news.filter(|it| matches!(**it, News::Dropped { .. })) {
+                    self.put_away(*it);
                 }
-                self.waiting(id, &recorded_at, faults);
+                self.waiting(id.into_owned(), &recorded_at, faults);
             }
             Examined::Other(line) => self.other(*line),
             Examined::Foreign => self.find(Fault::Line(self.line), None),
@@ -207,7 +213,7 @@ impl Verifier {
         for line in self.months.lines(index) {
             match str::from_utf8(&line).map(examine) {
                 Ok(Examined::Entry(entry)) if entry.hash() == leaf_hash => {
-                    self.entry(*entry);
+                    self.entry(entry);
                     found = true;
                 }
                 Ok(Examined::Other(it)) if found => {
@@ -259,15 +265,17 @@ impl Verifier {
         }
     }
 
-    fn entry(&mut self, entry: ExaminedEntry) {
+    fn entry(&mut self, entry: ExaminedEntry<'_>) {
         let ExaminedEntry { index, hash, id, recorded_at, faults, news } = entry;
         for fault in faults {
-            self.find_at(fault, index, Some(id.clone()));
+            self.find_at(fault, index, Some(id.clone().into_owned()));
         }
         self.in_order(index);
-        self.recorded_at = recorded_at;
-        match news {
-            Some(News::Issued(issued)) => self.issued = Some((issued, id)),
+        // Into the room that is there: it is one a line.
+        self.recorded_at.clear();
+        self.recorded_at.push_str(&recorded_at);
+        match news.map(|it| *it) {
+            Some(News::Issued(issued)) => self.issued = Some((issued, id.into_owned())),
             Some(News::KeyEnrolled(key)) => {
                 self.keys.entry(key.fingerprint.clone()).or_insert(Some(key));
             }
@@ -479,60 +487,92 @@ impl Verifier {
     }
 }
 
+/// A file that several threads check, and whose turn it is to take what they found.
+struct Queue<R, T> {
+    file: R,
+    /// Comes from the thread with the chunk before the next one.
+    turn: Receiver<T>,
+}
+
 /// Checks a file, on as many threads as there are. `progress` hears how many entries were checked.
 pub fn verify(
-    file: impl BufRead,
+    file: impl BufRead + Send,
     options: Options,
-    progress: impl FnMut(u64),
+    progress: impl FnMut(u64) + Send,
 ) -> io::Result<Report> {
     verify_with(file, Vec::new(), options, progress)
 }
 
 /// Checks a file together with those of months that were put away.
 pub fn verify_with(
-    mut file: impl BufRead,
-    months: Vec<Box<dyn BufRead>>,
+    file: impl BufRead + Send,
+    months: Vec<MonthFile>,
     options: Options,
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64) + Send,
 ) -> io::Result<Report> {
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let mut verifier = Verifier { months: Months::new(months), ..Verifier::new(options) };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let (first, turn) = sync_channel(1);
+    let verifier = Verifier { months: Months::new(months), ..Verifier::new(options) };
+    first.send((verifier, progress)).expect("it is ours");
+    let queue = Mutex::new(Queue { file, turn });
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(|| check_chunks(&queue))).collect();
+        let mut ended = running.into_iter().map(|it| it.join().expect("checking does not panic"));
+        ended.try_for_each(|it| it)
+    })?;
+    let turn = queue.into_inner().expect("nobody panicked").turn;
+    let (mut verifier, _) = turn.recv().expect("the last chunk's");
+    verifier.months.failed()?;
+    Ok(verifier.finish())
+}
+
+/// Examines one chunk after the other while others do the same, and takes each when its turn comes.
+fn check_chunks(queue: &Mutex<Queue<impl BufRead, (Verifier, impl FnMut(u64))>>) -> io::Result<()> {
+    let mut chunk = Vec::new();
     loop {
-        let chunks: Vec<_> = (0..threads)
-            .map(|_| read_chunk(&mut file))
-            .filter(|it| it.as_ref().map_or(true, |it| !it.is_empty()))
-            .collect::<io::Result<_>>()?;
-        if chunks.is_empty() {
-            verifier.months.failed()?;
-            return Ok(verifier.finish());
+        let (turn, next) = {
+            let mut queue = queue.lock().expect("reading does not panic");
+            read_chunk(&mut queue.file, &mut chunk)?;
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            let (next, after) = sync_channel(1);
+            (mem::replace(&mut queue.turn, after), next)
+        };
+        let examined = examine_chunk(&chunk);
+        // Nobody has it any more if another thread has panicked.
+        let Ok((mut verifier, mut progress)) = turn.recv() else { return Ok(()) };
+        for it in examined {
+            verifier.take(it);
         }
-        let examined: Vec<_> = thread::scope(|scope| {
-            let running: Vec<_> =
-                chunks.iter().map(|chunk| scope.spawn(|| examine_chunk(chunk))).collect();
-            running.into_iter().map(|it| it.join().expect("examining does not panic")).collect()
-        });
-        examined.into_iter().flatten().for_each(|it| verifier.take(it));
         progress(verifier.frontier.size());
+        let _ = next.send((verifier, progress));
     }
 }
 
 /// Whole lines, as they are: what is no text is nothing of ours.
-fn read_chunk(file: &mut impl BufRead) -> io::Result<Vec<u8>> {
-    let mut chunk = Vec::new();
-    while chunk.len() < CHUNK_BYTES {
-        let before = chunk.len();
-        let limit = u64::try_from(MAX_LINE_BYTES).unwrap_or(u64::MAX);
-        file.by_ref().take(limit).read_until(b'\n', &mut chunk)?;
-        if chunk.len() == before {
-            break;
-        }
+fn read_chunk(file: &mut impl BufRead, chunk: &mut Vec<u8>) -> io::Result<()> {
+    let limit = |bytes| u64::try_from(bytes).unwrap_or(u64::MAX);
+    chunk.clear();
+    file.by_ref().take(limit(CHUNK_BYTES)).read_to_end(chunk)?;
+    if chunk.last().is_some_and(|it| *it != b'\n') {
+        file.by_ref().take(limit(MAX_LINE_BYTES)).read_until(b'\n', chunk)?;
     }
-    Ok(chunk)
+    Ok(())
 }
 
-fn examine_chunk(chunk: &[u8]) -> Vec<Examined> {
-    let lines = chunk.split_inclusive(|it| *it == b'\n');
-    lines.map(|it| str::from_utf8(it).map_or(Examined::Foreign, examine)).collect()
+fn examine_chunk(chunk: &[u8]) -> Vec<Examined<'_>> {
+    let mut from = 0;
+    let ends = memchr_iter(b'\n', chunk).map(|it| it + 1).chain([chunk.len()]);
+    let lines = ends.map(|end| &chunk[mem::replace(&mut from, end)..end]);
+    lines
+        .filter(|it| !it.is_empty())
+        .map(|it| match str::from_utf8(it) {
+            // A longer one may have been read whole, or not.
+            Ok(line) if line.len() <= MAX_LINE_BYTES => examine(line),
+            _ => Examined::Foreign,
+        })
+        .collect()
 }
 
 fn is_header(examined: &Examined) -> bool {
