@@ -302,4 +302,16 @@ database_says "select string_agg(type || ' ' || actor, ', ' order by seq) from l
     'lease.pending agent:demo-agent, signature.rejected person:alice, signature.accepted person:bob, session.issuing agent:demo-agent, session.issued agent:demo-agent' \
     'asked, refused, signed, recorded, and only then issued'
 
+heading 'The owner of the database rewrites who signed, and it is seen'
+run_as carol "broker login --key \$BROKER_KEYS/carol && broker audit export -f log.ndjson && broker audit verify log.ndjson --key \$(brokerd audit key --config $scratch/dev/config) -o text"
+exits 0 'the whole log as one file: every entry under a signed checkpoint, every approval verified anew'
+run_as owner "psql \"\$BROKER_ADMIN_DATABASE_URL\" -X -q -c \"
+    set role broker_owner; alter table event disable trigger event_is_fixed;
+    update event set actor = 'person:dave', body = convert_to(replace(convert_from(body, 'UTF8'), 'person:bob', 'person:dave'), 'UTF8')
+     where lease_id = '$lease' and type = 'signature.accepted'\""
+exits 0 'triggers do not hold up who owns them'
+run_as operator "brokerd audit verify --config $scratch/dev/config"
+exits 4 'the bytes are not those that were logged, at which entry, and since which checkpoint'
+says body-changed 'nobody has the key that would sign another story, and the anchor has the first one'
+
 printf '\n%sAll %d expectations held.%s Try it yourself: make dev\n' "$bold" "$held" "$plain"

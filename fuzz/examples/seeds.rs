@@ -11,7 +11,7 @@ use broker::approval::{
     self as approval_file, Enrolment, Export, Lease, Signature, message, verify,
 };
 use broker::lease::{Assurance, Decision, FreezeKind, LeaseState};
-use broker::log::export::{Approval, End, FORMAT, Header, Line, Pruned};
+use broker::log::export::{Approval, Columns, End, Entry, FORMAT, Header, Line, Pruned};
 use broker::log::proof::{HEADER, Proof};
 use broker::log::tree::tile_place;
 use broker::log::verify::{Options, Verdict, verify as verify_log};
@@ -24,6 +24,7 @@ use broker::verify::{Demand, SK_APPLICATION, UnverifiedSignature, check_signatur
 use broker_fuzz::{NOW, SIGNED, armor, enrolled};
 use broker_fuzz::{approval, log, passkey};
 use ed25519_dalek::Signer;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256, Sha512};
 use time::Duration;
