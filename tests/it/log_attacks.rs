@@ -195,7 +195,7 @@ impl World {
         self.attack(&format!(
             "update event set body = convert_to(jsonb_set(doc, '{{data,detail,forged}}', 'true')::text, 'UTF8')
               where seq = (select seq from log_leaf where index = {index});
-             update log_leaf l set leaf_hash = e.leaf_hash from event e where e.seq = l.seq"
+             update log_leaf l set leaf_hash = e.leaf_hash from log_events e where e.seq = l.seq"
         ))
         .await;
         let sql = "select e.body from log_leaf l join event e on e.seq = l.seq order by l.index";
@@ -321,7 +321,7 @@ const ROWS: [Row; 21] = [
         what: "an event's body and its leaf's hash are edited",
         sql: "update event set body = convert_to(jsonb_set(doc, '{data,detail,forged}', 'true')::text, 'UTF8')
                where seq = (select seq from log_leaf where index = 1);
-              update log_leaf l set leaf_hash = e.leaf_hash from event e where e.seq = l.seq",
+              update log_leaf l set leaf_hash = e.leaf_hash from log_events e where e.seq = l.seq",
         alone: (&["root"], None),
         kept: &["forked"],
         starts: "halts",
@@ -540,7 +540,6 @@ async fn a_column_that_is_edited_without_the_body_is_seen() {
     world
         .attack(
             "alter table event drop constraint columns_are_as_doc; alter table event alter column doc drop expression;
-             alter table event alter column leaf_hash drop expression;
              create table before as select * from event where type = 'session.issued' and scope = 'staging-rw'",
         )
         .await;
@@ -558,7 +557,7 @@ async fn a_column_that_is_edited_without_the_body_is_seen() {
         world.attack(&back).await;
         assert_eq!(world.check(Vec::new()).await.verdict(), Verdict::Good, "{column}");
     }
-    world.attack("update event set leaf_hash = '', xid = '1'").await;
+    world.attack("update event set xid = '1'").await;
     assert_eq!(world.check(Vec::new()).await.verdict(), Verdict::Good);
 }
 

@@ -349,7 +349,7 @@ $$;
 
 -- The log over them, but for the last few; with a hash in each place, and a signature in none.
 insert into log_leaf (index, seq, recorded_at, event_id, leaf_hash)
-select row_number() over (order by seq) - 1, seq, recorded_at, id, leaf_hash from event where seq < (select max(seq) - 3 from event);
+select row_number() over (order by seq) - 1, seq, recorded_at, id, leaf_hash from log_events where seq < (select max(seq) - 3 from event);
 insert into log_node (level, index, hash)
 select 1, n, sha256(int8send(n)) from generate_series(0, (select count(*) from log_leaf) / 256 - 1) as n;
 insert into log_state (origin, key, first_origin, first_key, size, frontier)
