@@ -357,7 +357,8 @@ comment on column log_nodes.hash is 'RFC 6962 hash of the subtree';
 create view log_waiting as
     select e.seq, e.recorded_at, e.id, e.type, e.occurred_at, e.actor, e.agent, e.sponsor, e.scope, e.lease_id, e.session_id, e.body
       from event e
-     where not exists (select from log_leaf l where l.seq = e.seq)
+     -- Row by row: whoever asks from a number on is not answered by way of the whole log.
+     where not exists (select from log_leaf l where l.seq = e.seq offset 0)
      order by e.seq;
 
 comment on view log_waiting is 'Events that are not under a checkpoint: those of the last moments, or of longer when nobody signs.';

@@ -4,12 +4,20 @@
 //! in the order of the log, so that the newest is found by listing from what is known on.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use crate::aws::{Access, Bucket};
 use crate::config::Anchor as Settings;
 use crate::log::SignedCheckpoint;
+use crate::log::checkpoint::MAX_NOTE_BYTES;
+
+/// A folder answers within that.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A place where a checkpoint is kept: the log's epoch and the size.
 pub type Place = (i32, u64);
@@ -24,6 +32,8 @@ pub enum AnchorError {
     Foreign(String),
     #[error("another checkpoint is kept there as {0}")]
     Taken(String),
+    #[error("it has not answered for {} s", PATIENCE.as_secs())]
+    Late,
 }
 
 pub struct Anchor {
@@ -32,15 +42,15 @@ pub struct Anchor {
 }
 
 enum Kind {
-    /// A folder elsewhere: a mount of another machine.
-    File(PathBuf),
+    /// A folder elsewhere: a mount of another machine. One look at a time: a mount that hangs keeps one thread, and not more and more.
+    File(PathBuf, Arc<Semaphore>),
     Bucket(Box<Bucket>),
 }
 
 impl Anchor {
     pub fn new(settings: &Settings, access: &Access) -> Self {
         let kind = match settings {
-            Settings::File { path, .. } => Kind::File(path.clone()),
+            Settings::File { path, .. } => Kind::File(path.clone(), Arc::new(Semaphore::new(1))),
             Settings::S3(bucket) => {
                 Kind::Bucket(Box::new(Bucket::new(bucket.clone(), access.clone())))
             }
@@ -55,9 +65,9 @@ impl Anchor {
     ) -> Result<Option<(i32, SignedCheckpoint)>, AnchorError> {
         let found = match &self.kind {
             Kind::Bucket(bucket) => bucket.newest(&key(from)).await?,
-            Kind::File(dir) => {
+            Kind::File(dir, turn) => {
                 let dir = dir.clone();
-                blocking(move || newest_file(&dir, &key(from))).await?
+                blocking(turn, move || newest_file(&dir, &key(from))).await?
             }
         };
         let Some((key, note)) = found else { return Ok(None) };
@@ -77,9 +87,9 @@ impl Anchor {
         let note = signed.note().to_owned();
         let there = match &self.kind {
             Kind::Bucket(bucket) => bucket.put(&key, &note).await?,
-            Kind::File(dir) => {
+            Kind::File(dir, turn) => {
                 let (dir, key, note) = (dir.clone(), key.clone(), note.clone());
-                blocking(move || put_file(&dir, &key, &note)).await?
+                blocking(turn, move || put_file(&dir, &key, &note)).await?
             }
         };
         if there == note { Ok(()) } else { Err(AnchorError::Taken(key)) }
@@ -91,10 +101,31 @@ fn key((epoch, size): Place) -> String {
 }
 
 async fn blocking<T: Send + 'static>(
+    turn: &Arc<Semaphore>,
     work: impl FnOnce() -> Result<T, AnchorError> + Send + 'static,
 ) -> Result<T, AnchorError> {
     let failed = |error: tokio::task::JoinError| AnchorError::Aws(error.to_string());
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
+    let working = async {
+        let turn = turn.clone().acquire_owned().await.expect("nobody closes it");
+        let work = move || {
+            let done = work();
+            drop(turn);
+            done
+        };
+        tokio::task::spawn_blocking(work).await.map_err(failed)?
+    };
+    tokio::time::timeout(PATIENCE, working).await.unwrap_or(Err(AnchorError::Late))
+}
+
+/// Reads what somebody else may have put there: a file, and no longer than a checkpoint is.
+fn read_note(path: &Path) -> io::Result<String> {
+    let there = fs::symlink_metadata(path)?;
+    if !there.is_file() || MAX_NOTE_BYTES < there.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a checkpoint"));
+    }
+    let mut note = String::new();
+    fs::File::open(path)?.take(MAX_NOTE_BYTES).read_to_string(&mut note)?;
+    Ok(note)
 }
 
 fn told<T>(path: &Path, result: io::Result<T>) -> Result<T, AnchorError> {
@@ -121,7 +152,7 @@ fn newest_file(dir: &Path, from: &str) -> Result<Option<(String, String)>, Ancho
             return Ok(None);
         }
         let path = folder.join(size);
-        return Ok(Some((key, told(&path, fs::read_to_string(&path))?)));
+        return Ok(Some((key, told(&path, read_note(&path))?)));
     }
     Ok(None)
 }
@@ -148,7 +179,7 @@ fn put_file(dir: &Path, key: &str, note: &str) -> Result<String, AnchorError> {
     let written = write();
     let _ = fs::remove_file(&scratch);
     told(&path, written)?;
-    told(&path, fs::read_to_string(&path))
+    told(&path, read_note(&path))
 }
 
 #[cfg(test)]
@@ -165,7 +196,8 @@ mod tests {
     #[tokio::test]
     async fn a_folder_keeps_the_newest_and_never_another_under_its_name() {
         let dir = std::env::temp_dir().join(format!("anchor-{:016x}", rand::random::<u64>()));
-        let anchor = Anchor { name: "a".into(), kind: Kind::File(dir.clone()) };
+        let anchor =
+            Anchor { name: "a".into(), kind: Kind::File(dir.clone(), Arc::new(Semaphore::new(1))) };
         assert!(matches!(anchor.newest((1, 0)).await, Err(AnchorError::File { .. })));
         fs::create_dir(&dir).unwrap();
         assert!(anchor.newest((1, 0)).await.unwrap().is_none());
@@ -180,8 +212,20 @@ mod tests {
         assert_eq!(anchor.newest((1, 200)).await.unwrap(), Some((2, signed(20, "z"))));
         fs::create_dir(dir.join("999999")).unwrap();
         assert_eq!(anchor.newest((1, 200)).await.unwrap(), Some((2, signed(20, "z"))));
-        fs::write(dir.join("000002/00000000000000000021"), "nonsense").unwrap();
+        let (newest, other) = (dir.join("000002/00000000000000000021"), dir.join("other"));
+        fs::write(&newest, "nonsense").unwrap();
         assert!(matches!(anchor.newest((1, 0)).await, Err(AnchorError::Foreign(_))));
+        // Whoever may write there does not have us read without an end, or wait.
+        fs::File::create(&newest).unwrap().set_len(1 << 40).unwrap();
+        assert!(matches!(anchor.newest((1, 0)).await, Err(AnchorError::File { .. })));
+        fs::remove_file(&newest).unwrap();
+        fs::write(&other, signed(21, "z").note()).unwrap();
+        std::os::unix::fs::symlink(&other, &newest).unwrap();
+        assert!(matches!(anchor.newest((1, 0)).await, Err(AnchorError::File { .. })));
+        fs::remove_file(&newest).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&newest).status().unwrap();
+        assert!(made.success());
+        assert!(matches!(anchor.newest((1, 0)).await, Err(AnchorError::File { .. })));
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -141,7 +141,7 @@ events! {
     /// A month's events were written to a file, to be dropped.
     LogPartitionExported = "log.partition-exported" [events, first_index, last_index, partition, sha256],
     /// A month's events that were exported before are dropped; their hashes stay.
-    LogPartitionDropped = "log.partition-dropped" [partition],
+    LogPartitionDropped = "log.partition-dropped" [before, partition],
 }
 
 /// The longest body: entry bundles of C2SP's tlog-tiles have 16 bits for its length.

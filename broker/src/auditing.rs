@@ -1,9 +1,9 @@
 //! What an operator does with the log on the server's host: verify it, export it, change its key, put months away, and take it up
 //! again after events were lost.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufReader, BufWriter, Seek as _, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -111,6 +111,9 @@ pub struct Known {
     covered_within: u32,
 }
 
+/// So many rounds to the anchors may fail.
+const ROUNDS: i32 = 10;
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -138,11 +141,15 @@ pub async fn run(
     match command {
         Command::Verify { reader, known, output } => {
             let pool = store::log::patient_pool(&reader.database_url)?;
-            let mut anchors = known.anchors()?;
+            let mut options = known.options(known.anchors()?);
             if !known.no_anchors {
-                anchors.extend(ask_anchors(config, &mut say).await);
+                options.anchored = is_anchored(&pool, config, clock.now()).await?;
+                options.anchors.extend(ask_anchors(&pool, config, &mut say).await?);
             }
-            let options = known.options(anchors);
+            match LogKey::load(&config.settings.log.key) {
+                Ok(key) => options.signed_by = Some(key.verifier_key(&config.settings.log.origin)),
+                Err(error) => say(&format!("warning: {error}; whose key signs is not compared")),
+            }
             let months = known.months()?;
             let report = verify_database(&pool, months, options, clock.now(), &mut say).await?;
             print(&report, output)?;
@@ -155,6 +162,8 @@ pub async fn run(
                     let mut options = private();
                     let file = options.create(true).truncate(true).open(path);
                     let file = file.with_context(|| path.display().to_string())?;
+                    // One that was there has its own mode.
+                    file.set_permissions(Permissions::from_mode(0o600))?;
                     write_export(&pool, BufWriter::new(file), clock.now(), &mut say).await?;
                     say(&format!("next: `broker audit verify {}`, anywhere", path.display()));
                 }
@@ -216,6 +225,7 @@ impl Known {
             key: self.key.clone(),
             anchors,
             covered_within: time::Duration::seconds(self.covered_within.into()),
+            ..Options::default()
         }
     }
 }
@@ -225,19 +235,39 @@ fn read_note(path: &Path) -> anyhow::Result<SignedCheckpoint> {
     read().with_context(|| path.display().to_string())
 }
 
+/// Whether an anchor has to have something by now.
+async fn is_anchored(pool: &PgPool, config: &Config, now: OffsetDateTime) -> sqlx::Result<bool> {
+    let settings = &config.settings.log;
+    let since = store::log::first_signed(pool).await?;
+    let is_due = since.is_some_and(|it| it + settings.anchor_every.0 * ROUNDS < now);
+    Ok(is_due && !settings.anchors.is_empty())
+}
+
 /// The newest checkpoint of each of the configuration's anchors that answers.
-async fn ask_anchors(config: &Config, say: &mut impl FnMut(&str)) -> Vec<SignedCheckpoint> {
+async fn ask_anchors(
+    pool: &PgPool,
+    config: &Config,
+    say: &mut impl FnMut(&str),
+) -> sqlx::Result<Vec<SignedCheckpoint>> {
     let access = Access::new(config.settings.aws.clone(), AwsOptions::default());
     let mut newest = Vec::new();
     for settings in &config.settings.log.anchors {
         match Anchor::new(settings, &access).newest((0, 0)).await {
-            Ok(found) => newest.extend(found.map(|(_, signed)| signed)),
+            Ok(Some((_, signed))) => newest.push(signed),
+            Ok(None) => {
+                if let Some((_, size)) = store::log::told_anchored(pool, settings.name()).await? {
+                    say(&format!(
+                        "warning: anchor {} had a checkpoint of {size} entries, and is empty",
+                        settings.name()
+                    ));
+                }
+            }
             Err(error) => {
                 say(&format!("warning: anchor {} did not answer: {error}", settings.name()));
             }
         }
     }
-    newest
+    Ok(newest)
 }
 
 /// Exports the log to a file that nobody else sees, and checks that.
@@ -373,7 +403,8 @@ async fn drop_month(
         "{} is not the file that {month} was exported to; export it again",
         path.display()
     );
-    let detail = serde_json::json!({ "partition": partition_name(month) });
+    let before = store::log::dropped_months(pool).await?;
+    let detail = serde_json::json!({ "partition": partition_name(month), "before": before });
     let event = scribe.body(
         EventType::LogPartitionDropped,
         Actor::Operator,

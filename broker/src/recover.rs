@@ -43,7 +43,7 @@ pub async fn run(
     let log = Sequencer::new(config, logins.sequencer, &access, clock.clone())?;
     let (behind, silent) = log.behind().await?;
     for silent in &silent {
-        say(&format!("warning: an anchor did not answer, and may have more: {silent}"));
+        say(&format!("warning: an anchor that may have more: {silent}"));
     }
     let Some(behind) = behind else {
         // Or it is not what was signed, which nobody takes up again.

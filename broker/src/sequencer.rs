@@ -330,13 +330,15 @@ impl Sequencer {
             Ok(_) | Err(LogError::OtherKey { .. }) => {}
             Err(error) => return Err(error),
         }
-        let mut errors = Vec::new();
+        let (mut errors, mut shown) = (Vec::new(), false);
         for it in &self.anchors {
-            if let Err(why) = self.compare_one(it).await? {
-                errors.push(format!("{}: {why}", it.anchor.name));
+            match self.compare_one(it).await? {
+                Ok(has) => shown |= has,
+                Err(why) => errors.push(format!("{}: {why}", it.anchor.name)),
             }
         }
-        if errors.len() == self.anchors.len() && !errors.is_empty() {
+        // One that keeps nothing yet says nothing of what the silent ones keep.
+        if !errors.is_empty() && !shown && (0 < head.size || errors.len() == self.anchors.len()) {
             return Err(LogError::NoAnchor(errors.join("; ")));
         }
         self.compared.get_or_init(|| ());
@@ -344,20 +346,25 @@ impl Sequencer {
         Ok(())
     }
 
-    /// Compares with the newest checkpoint of one anchor; the inner error is why it did not answer as it should.
-    async fn compare_one(&self, it: &Anchored) -> Result<Result<(), String>> {
+    /// Compares with the newest checkpoint of one anchor, if it has one; the inner error is why it did not answer as it should.
+    async fn compare_one(&self, it: &Anchored) -> Result<Result<bool, String>> {
         let known = *it.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before the anchor: another server may be taking the next one there.
+        let told = store::told_anchored(&self.pool, &it.anchor.name).await?;
         let newest = match it.anchor.newest(known).await {
             Ok(newest) => newest,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let Some((epoch, signed)) = newest else {
-            // A mount that is missing looks like a folder that is empty.
-            let told = store::told_anchored(&self.pool, &it.anchor.name).await?;
-            return Ok(told.map_or(Ok(()), |had| {
-                Err(format!("it had a checkpoint of {had} entries, and has it no more"))
-            }));
-        };
+        // A mount that is missing looks like a folder that is empty.
+        let before = told.unwrap_or_default().max(known);
+        let there = newest.as_ref().map_or((0, 0), |(epoch, it)| (*epoch, it.checkpoint.size));
+        if there < before {
+            return Ok(Err(format!(
+                "it had a checkpoint of {} entries, and has it no more",
+                before.1
+            )));
+        }
+        let Some((epoch, signed)) = newest else { return Ok(Ok(false)) };
         let there = &signed.checkpoint;
         if there.origin != origin_of(&self.origin, epoch) {
             return Ok(Err(format!("it keeps checkpoints of {:?}", there.origin)));
@@ -390,7 +397,7 @@ impl Sequencer {
         }
         *it.known.lock().unwrap_or_else(PoisonError::into_inner) = (epoch, there.size);
         self.saw((epoch, there.size), there.root);
-        Ok(Ok(()))
+        Ok(Ok(true))
     }
 
     async fn is_ours(&self, epoch: i32, signed: &SignedCheckpoint) -> Result<bool> {
@@ -417,6 +424,10 @@ impl Sequencer {
         if epoch == head.epoch && size < head.size && self.root(size).await? != before {
             let why = format!("this server has seen another story of the first {size} entries");
             return Err(self.halt(why));
+        }
+        // What goes there is what the entries come to, not only what was signed.
+        if self.root(head.size).await? != root {
+            return Err(self.halt("its entries do not come to what was signed".to_owned()));
         }
         self.saw((head.epoch, head.size), root);
         let signed = SignedCheckpoint::parse(note)?;
@@ -569,7 +580,7 @@ impl Sequencer {
     pub async fn behind(&self) -> Result<(Option<Behind>, Vec<String>)> {
         self.begin().await?;
         let head = store::head(&self.pool).await?.ok_or(LogError::NotBegun)?;
-        let (mut newest, mut silent) = (None, Vec::new());
+        let (mut newest, mut silent, mut errors) = (None, Vec::new(), 0);
         for it in &self.anchors {
             let name = &it.anchor.name;
             match it.anchor.newest((0, 0)).await {
@@ -578,6 +589,7 @@ impl Sequencer {
                     if let Err(error) = signed.verify(&self.key.verifier_key(&origin)) {
                         silent
                             .push(format!("{name}: its newest checkpoint does not count: {error}"));
+                        errors += 1;
                     } else if newest.as_ref().is_none_or(
                         |(before, it): &(i32, SignedCheckpoint)| {
                             (*before, it.checkpoint.size) < (epoch, signed.checkpoint.size)
@@ -586,12 +598,15 @@ impl Sequencer {
                         newest = Some((epoch, signed));
                     }
                 }
-                Ok(None) => {}
-                Err(error) => silent.push(format!("{name}: {error}")),
+                Ok(None) => silent.push(format!("{name}: it keeps no checkpoint")),
+                Err(error) => {
+                    silent.push(format!("{name}: {error}"));
+                    errors += 1;
+                }
             }
         }
         let Some((epoch, anchored)) = newest else {
-            return if silent.is_empty() {
+            return if errors == 0 {
                 Ok((None, silent))
             } else {
                 Err(LogError::NoAnchor(silent.join("; ")))

@@ -1,8 +1,8 @@
 //! The log over the events: exported, checked without the broker, and proven event by event.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, BufWriter, IsTerminal as _, Read as _, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use broker::log::SignedCheckpoint;
@@ -96,7 +96,9 @@ pub(crate) fn export(context: &Context, args: &ExportArgs) -> Result<()> {
     let unwritten = |error: std::io::Error| approval::unwritten(path, &error);
     // Names, addresses and reasons are for nobody else on this machine.
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
-    let mut file = BufWriter::new(file.map_err(unwritten)?);
+    let file = file.map_err(unwritten)?;
+    file.set_permissions(Permissions::from_mode(0o600)).map_err(unwritten)?;
+    let mut file = BufWriter::new(file);
     let mut progress = Progress::new("entries exported");
     client.get_pages("/v1/audit/events", |page| {
         progress
@@ -152,6 +154,7 @@ pub(crate) fn verify(format: Format, args: &VerifyArgs) -> Result<()> {
         key: args.key.clone(),
         anchors,
         covered_within: Duration::seconds(args.covered_within.into()),
+        ..Options::default()
     };
     let months = args.with.iter().map(|it| open(it)).collect::<Result<Vec<_>>>()?;
     let mut progress = Progress::new("entries checked");

@@ -178,7 +178,7 @@ async fn that_an_approval_is_anchored_is_not_taken_from_the_database() {
     world
         .sql(
             "insert into log_anchored (anchor, epoch, size, anchored_at)
-             select anchor, epoch, size, now() from log_checkpoint, unnest(array['folder', 'another']) as anchor
+             select anchor, epoch, size, now() from log_checkpoint, unnest(array['another', 'third']) as anchor
               order by size desc limit 2",
         )
         .await
@@ -354,6 +354,7 @@ async fn an_anchor_that_keeps_something_else_does_not_count_as_one_that_answers(
             "another size" => forged(&world.key(), ORIGIN, 999),
             _ => String::new(),
         };
+        let good = kept(&dir);
         put(&dir, 1_000, &note);
         let starts = world.broker.replica(world.sts.options()).await;
         let error = starts.broker.log.compare().await.expect_err("nobody answers");
@@ -364,10 +365,16 @@ async fn an_anchor_that_keeps_something_else_does_not_count_as_one_that_answers(
         // One that runs goes on, without what waits for anchors.
         assert_eq!(world.broker.broker.log.anchor().await.expect("no reason to stop"), 0, "{what}");
         assert!(world.broker.broker.log.gate().is_ok());
-        // Another one that answers is enough.
+        // Another one that keeps nothing yet says nothing of what the first one keeps; one that does is enough.
         fs::create_dir(world.broker.config_dir.path().join("second")).expect("a folder");
         let both = "anchors = [{ kind = \"file\", name = \"folder\", path = \"anchor\" }, { kind = \"file\", name = \"second\", path = \"second\" }]";
         let both = with_anchors(&world.broker, both, world.sts.options()).await;
+        let error = both.broker.log.compare().await.expect_err("one has nothing to say");
+        assert!(matches!(error, LogError::NoAnchor(_)), "{error}");
+        let second = world.broker.config_dir.path().join("second");
+        for (_, it) in &good {
+            put(&second, it.checkpoint.size, it.note());
+        }
         both.broker.log.compare().await.expect("one answers");
         assert_eq!(both.broker.log.anchor().await.expect("one takes it"), 1);
 

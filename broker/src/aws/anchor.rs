@@ -10,9 +10,7 @@ use super::Access;
 use crate::anchor::AnchorError;
 use crate::clock::Clock;
 use crate::config::AnchorBucket;
-
-/// A checkpoint's note is a few hundred bytes; what is larger is not ours.
-const MAX_NOTE_BYTES: i64 = 16 * 1024;
+use crate::log::checkpoint::MAX_NOTE_BYTES;
 
 pub struct Bucket {
     settings: AnchorBucket,
@@ -82,7 +80,8 @@ impl Bucket {
         let object = self.client().await.get_object().bucket(&self.settings.bucket).key(key);
         let object = object.version_id(version).send().await.map_err(|it| away(&it))?;
         let foreign = || AnchorError::Foreign(key.to_owned());
-        if object.content_length().is_none_or(|it| MAX_NOTE_BYTES < it) {
+        let length = object.content_length().and_then(|it| u64::try_from(it).ok());
+        if length.is_none_or(|it| MAX_NOTE_BYTES < it) {
             return Err(foreign());
         }
         let bytes = object.body.collect().await.map_err(|it| AnchorError::Aws(it.to_string()))?;

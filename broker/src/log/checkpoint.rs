@@ -10,7 +10,7 @@ use signed_note::{Note, StandardVerifier, Verifier, VerifierList};
 use super::tree::{Hash, MAX_SIZE};
 
 /// A note that a stranger sends may not be larger.
-const MAX_NOTE_BYTES: usize = 16 * 1024;
+pub const MAX_NOTE_BYTES: u64 = 16 * 1024;
 
 /// What a checkpoint says.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +44,7 @@ pub enum NoteError {
 impl SignedCheckpoint {
     /// Reads a note.
     pub fn parse(note: &str) -> Result<Self, NoteError> {
-        if MAX_NOTE_BYTES < note.len() {
+        if MAX_NOTE_BYTES < note.len() as u64 {
             return Err(NoteError::Malformed);
         }
         let parsed = Note::from_bytes(note.as_bytes()).map_err(|_| NoteError::Malformed)?;

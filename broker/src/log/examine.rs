@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
@@ -81,10 +82,23 @@ pub enum News {
     Issued(Issued),
     KeyEnrolled(KeyTold),
     KeyRevoked(String),
-    Rotated { new: String },
-    Recovered { anchored: String, had: u64, origin: String },
-    Exported { partition: String, month: Month },
-    Dropped { partition: String },
+    Rotated {
+        new: String,
+    },
+    Recovered {
+        anchored: String,
+        had: u64,
+        origin: String,
+    },
+    Exported {
+        partition: String,
+        month: Month,
+    },
+    /// And the months that were dropped before it.
+    Dropped {
+        partition: String,
+        before: Vec<(String, Month)>,
+    },
 }
 
 /// A month whose events were written to a file: how many, and between which indexes.
@@ -200,9 +214,17 @@ fn compare(columns: &Columns<'_>, text: &str) -> (Vec<Fault>, Option<Box<News>>)
     faults.extend(
         required.into_iter().filter(|(_, same)| !same).map(|(name, _)| Fault::ColumnDiffers(name)),
     );
-    let detail = data.detail.map_or("{}", RawValue::get);
+    let kind = body.kind.as_str();
+    if !has_news(kind) {
+        return (faults, None);
+    }
+    // Deeper, or with larger numbers, than anything of ours.
+    let Ok(detail) = serde_json::from_str(data.detail.map_or("{}", RawValue::get)) else {
+        faults.push(Fault::ColumnDiffers("body"));
+        return (faults, None);
+    };
     let lease = data.lease_id.as_ref().map(|it| it.as_str().to_owned());
-    (faults, news(body.kind.as_str(), lease, detail).map(Box::new))
+    (faults, news(kind, lease, &detail).map(Box::new))
 }
 
 /// How far apart two times are; nothing if one is none.
@@ -219,11 +241,14 @@ fn has_news(kind: &str) -> bool {
     ["lease.issued", "key.enrolled", "key.revoked"].contains(&kind) || kind.starts_with("log.")
 }
 
-fn news(kind: &str, lease: Option<String>, detail: &str) -> Option<News> {
-    if !has_news(kind) {
-        return None;
-    }
-    let detail: serde_json::Value = serde_json::from_str(detail).ok()?;
+/// A month of which an event tells, by its partition.
+fn month(told: &Value) -> Option<(String, Month)> {
+    let number = |name: &str| told[name].as_u64();
+    let range = number("first_index")?..=number("last_index")?;
+    Some((told["partition"].as_str()?.to_owned(), Month { events: number("events")?, range }))
+}
+
+fn news(kind: &str, lease: Option<String>, detail: &Value) -> Option<News> {
     let text = |pointer: &str| detail.pointer(pointer)?.as_str().map(str::to_owned);
     let number = |pointer: &str| detail.pointer(pointer)?.as_u64();
     match kind {
@@ -262,11 +287,14 @@ fn news(kind: &str, lease: Option<String>, detail: &str) -> Option<News> {
             origin: text("/origin")?,
         }),
         "log.partition-exported" => {
-            let range = number("/first_index")?..=number("/last_index")?;
-            let month = Month { events: number("/events")?, range };
-            Some(News::Exported { partition: text("/partition")?, month })
+            let (partition, month) = month(detail)?;
+            Some(News::Exported { partition, month })
         }
-        "log.partition-dropped" => Some(News::Dropped { partition: text("/partition")? }),
+        "log.partition-dropped" => {
+            let before = detail["before"].as_array().map_or(&[][..], Vec::as_slice);
+            let before = before.iter().filter_map(month).collect();
+            Some(News::Dropped { partition: text("/partition")?, before })
+        }
         _ => None,
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, BufRead};
 
 use super::examine::{Examined, examine};
 use super::export::read_line;
+use super::tree::Hash;
 
 /// A month's file, read line by line.
 pub type MonthFile = Box<dyn BufRead + Send>;
@@ -18,8 +19,8 @@ pub(super) struct Months {
 
 struct Month {
     file: MonthFile,
-    /// The next entry's line and index.
-    entry: Option<(u64, Vec<u8>)>,
+    /// The next entry's index, hash and line.
+    entry: Option<(u64, Hash, Vec<u8>)>,
     /// What stands after it: an approval at most.
     rest: Vec<Vec<u8>>,
 }
@@ -30,10 +31,10 @@ impl Months {
         Self { files: files.into_iter().map(month).collect(), error: None }
     }
 
-    /// The lines about the entry at `index`; none if no file has it. Indexes are asked for in their order.
-    pub(super) fn lines(&mut self, index: u64) -> Vec<Vec<u8>> {
+    /// The lines about the entry at `index` with that hash; none if no file has it. Indexes are asked for in their order.
+    pub(super) fn lines(&mut self, index: u64, hash: Hash) -> Vec<Vec<u8>> {
         for month in &mut self.files {
-            match month.lines(index) {
+            match month.lines(index, hash) {
                 Ok(None) => {}
                 Ok(Some(lines)) => return lines,
                 Err(error) => self.error = self.error.take().or(Some(error)),
@@ -48,19 +49,20 @@ impl Months {
 }
 
 impl Month {
-    fn lines(&mut self, index: u64) -> io::Result<Option<Vec<Vec<u8>>>> {
+    fn lines(&mut self, index: u64, hash: Hash) -> io::Result<Option<Vec<Vec<u8>>>> {
         loop {
-            match &self.entry {
-                Some((it, _)) if index < *it => return Ok(None),
-                Some((it, _)) if index == *it => {
-                    let (_, line) = self.entry.take().expect("it is there");
+            match self.entry.take() {
+                Some(it) if index < it.0 => {
+                    self.entry = Some(it);
+                    return Ok(None);
+                }
+                Some((at, its, line)) if (at, its) == (index, hash) => {
                     self.advance()?;
                     let rest = std::mem::take(&mut self.rest);
                     return Ok(Some([vec![line], rest].concat()));
                 }
                 _ => {}
             }
-            self.entry = None;
             self.advance()?;
             self.rest.clear();
             if self.entry.is_none() {
@@ -78,7 +80,7 @@ impl Month {
             }
             match str::from_utf8(&line).map(examine) {
                 Ok(Examined::Entry(entry)) => {
-                    self.entry = Some((entry.index(), line));
+                    self.entry = Some((entry.index(), entry.hash(), line));
                     return Ok(());
                 }
                 Ok(Examined::Other(_)) if self.rest.is_empty() => self.rest.push(line),

@@ -59,6 +59,10 @@ pub enum Fault {
     PutAway(u64),
     #[error("nothing in the file is under a checkpoint")]
     NothingSigned,
+    #[error("no anchor answered: that nothing newer is gone is on the log's own word")]
+    NoAnchor,
+    #[error("the log is signed by another key than ours")]
+    NotOurKey,
     #[error(
         "the event that enrolled key {0} is in a month that was dropped: its owner and assurance are on the file's word"
     )]
@@ -92,6 +96,8 @@ impl Fault {
             Self::Lost { .. } => "lost",
             Self::PutAway(_) => "put-away",
             Self::NothingSigned => "nothing-signed",
+            Self::NoAnchor => "no-anchor",
+            Self::NotOurKey => "not-our-key",
             Self::KeyOnItsWord(_) => "key-on-its-word",
             Self::Truncated => "truncated",
         }
@@ -104,6 +110,7 @@ impl Fault {
             Self::Lost { .. }
                 | Self::PutAway(_)
                 | Self::NothingSigned
+                | Self::NoAnchor
                 | Self::KeyOnItsWord(_)
                 | Self::Truncated
         )

@@ -32,6 +32,8 @@ use crate::statement::LeaseStatement;
 const CHUNK_BYTES: usize = 256 * 1024;
 /// More would wait for their turn: an eighth of the work or more is done in the order of the file, by one at a time.
 const MAX_THREADS: usize = 8;
+/// RFC 3339, with nanoseconds and an offset.
+const MAX_TIME_BYTES: usize = 40;
 /// So many findings are told one by one; of the others, how many there are.
 const MAX_FINDINGS: usize = 100;
 
@@ -42,14 +44,48 @@ pub struct Options {
     pub key: Option<String>,
     /// Checkpoints that were kept elsewhere.
     pub anchors: Vec<SignedCheckpoint>,
+    /// Somewhere checkpoints are kept: that none is compared is worth a word.
+    pub anchored: bool,
+    /// The verifier key that signs now, for whoever keeps the key itself.
+    pub signed_by: Option<String>,
     /// No event may be under no checkpoint for longer.
     pub covered_within: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { key: None, anchors: Vec::new(), covered_within: Duration::seconds(10) }
+        Self {
+            key: None,
+            anchors: Vec::new(),
+            anchored: false,
+            signed_by: None,
+            covered_within: Duration::seconds(10),
+        }
     }
+}
+
+/// Entries whose event is not in the file, one after the other.
+struct Gone {
+    range: RangeInclusive<u64>,
+    /// A month's file has them.
+    given: bool,
+    /// What was good before them.
+    good: Option<Good>,
+}
+
+/// The same numbers, in ranges that are in order and do not touch.
+fn joined(mut ranges: Vec<RangeInclusive<u64>>) -> Vec<RangeInclusive<u64>> {
+    ranges.sort_by_key(|it| *it.start());
+    let mut joined: Vec<RangeInclusive<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if *range.start() <= last.end().saturating_add(1) => {
+                *last = *last.start()..=*last.end().max(range.end());
+            }
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 /// Takes the lines of a file in their order.
@@ -75,11 +111,11 @@ pub struct Verifier {
     broken: bool,
     /// People's keys so far, by fingerprint; of one that was revoked, nothing.
     keys: HashMap<String, Option<KeyTold>>,
-    /// Entries without their event, one after the other, and what was good before them.
-    pruned: Vec<(RangeInclusive<u64>, Option<Good>)>,
+    /// Entries whose event is not in the file.
+    gone: Vec<Gone>,
     /// By partition: what was exported, and is here all the same; and what was dropped then.
     exported: HashMap<String, Month>,
-    dropped: Vec<Month>,
+    dropped: HashMap<String, Month>,
     /// A lease that was issued, and whose approval has to be the next line.
     issued: Option<(Issued, String)>,
     end: Option<End>,
@@ -107,9 +143,9 @@ impl Verifier {
             reached: Vec::new(),
             broken: false,
             keys: HashMap::new(),
-            pruned: Vec::new(),
+            gone: Vec::new(),
             exported: HashMap::new(),
-            dropped: Vec::new(),
+            dropped: HashMap::new(),
             issued: None,
             end: None,
             months: Months::default(),
@@ -144,7 +180,7 @@ impl Verifier {
     /// Says what the file comes to.
     pub fn finish(mut self) -> Report {
         self.approval_is_due();
-        self.check_pruned();
+        self.check_gone();
         let size = self.next;
         match self.report.good.as_ref().map(|it| it.size) {
             None if size == 0 => self.find(Fault::NothingSigned, None),
@@ -156,6 +192,13 @@ impl Verifier {
             Some(end) if end.size != size => self.find(Fault::Gap(end.size), None),
             Some(end) if end.waiting != self.report.waiting => self.find(Fault::Truncated, None),
             Some(_) => {}
+        }
+        if self.options.anchored && self.options.anchors.is_empty() {
+            self.find(Fault::NoAnchor, None);
+        }
+        let ours = self.options.signed_by.as_ref().map(|it| renamed(it, &self.origin));
+        if 0 < size && ours.is_some_and(|it| it != renamed(&self.key, &self.origin)) {
+            self.find(Fault::NotOurKey, None);
         }
         self.compare_reached();
         for anchor in std::mem::take(&mut self.anchors).into_values().flatten() {
@@ -210,9 +253,9 @@ impl Verifier {
     /// An entry without its event, unless a month's file has that.
     fn pruned(&mut self, Pruned { index, leaf_hash }: Pruned) {
         let mut found = false;
-        for line in self.months.lines(index) {
+        for line in self.months.lines(index, leaf_hash) {
             match str::from_utf8(&line).map(examine) {
-                Ok(Examined::Entry(entry)) if entry.hash() == leaf_hash => {
+                Ok(Examined::Entry(entry)) => {
                     self.entry(entry);
                     found = true;
                 }
@@ -226,15 +269,20 @@ impl Verifier {
         }
         if found {
             self.report.put_away += 1;
-            return;
+        } else {
+            self.report.pruned += 1;
+            self.in_order(index);
+            self.append(leaf_hash);
         }
-        self.in_order(index);
-        match self.pruned.last_mut() {
-            Some((last, _)) if *last.end() + 1 == index => *last = *last.start()..=index,
-            _ => self.pruned.push((index..=index, self.report.good.clone())),
+        match self.gone.last_mut() {
+            Some(it) if it.given == found && it.range.end().checked_add(1) == Some(index) => {
+                it.range = *it.range.start()..=index;
+            }
+            _ => {
+                let good = self.report.good.clone();
+                self.gone.push(Gone { range: index..=index, given: found, good });
+            }
         }
-        self.report.pruned += 1;
-        self.append(leaf_hash);
     }
 
     fn header(&mut self, header: Header) {
@@ -273,7 +321,10 @@ impl Verifier {
         self.in_order(index);
         // Into the room that is there: it is one a line.
         self.recorded_at.clear();
-        self.recorded_at.push_str(&recorded_at);
+        // What is longer is no time, and is kept with many a finding.
+        if recorded_at.len() <= MAX_TIME_BYTES {
+            self.recorded_at.push_str(&recorded_at);
+        }
         match news.map(|it| *it) {
             Some(News::Issued(issued)) => self.issued = Some((issued, id.into_owned())),
             Some(News::KeyEnrolled(key)) => {
@@ -296,37 +347,40 @@ impl Verifier {
     fn put_away(&mut self, news: News) {
         match news {
             News::Exported { partition, month } => drop(self.exported.insert(partition, month)),
-            News::Dropped { partition } => self.dropped.extend(self.exported.remove(&partition)),
+            // Whoever drops a month repeats those of before: the month that told of them may be gone too.
+            News::Dropped { partition, before } => {
+                let month = self.exported.remove(&partition);
+                self.dropped.extend(month.map(|it| (partition, it)).into_iter().chain(before));
+            }
             _ => {}
         }
     }
 
-    /// Events that are not here are those of months that were dropped, and no more of them.
-    fn check_pruned(&mut self) {
-        let pruned = std::mem::take(&mut self.pruned);
-        let told = self.dropped.iter().fold(0, |all: u64, it| all.saturating_add(it.events));
+    /// Events that are not in the log's own file are those of months that were dropped, and no more of them, whoever has them.
+    fn check_gone(&mut self) {
+        let gone = mem::take(&mut self.gone);
+        let Some(first) = gone.first() else { return };
         let found = self.report.findings.len();
-        // Months are next to each other, and overlap a little: who writes first is not always recorded first.
-        let mut dropped: Vec<_> = self.dropped.iter().map(|it| it.range.clone()).collect();
-        dropped.sort_by_key(|it| *it.start());
-        for (missing, good) in &pruned {
-            let mut next = *missing.start();
-            for range in dropped.iter().filter(|it| it.end() >= missing.start()) {
-                if range.contains(&next) {
-                    next = range.end().saturating_add(1);
-                }
-            }
-            if next <= *missing.end() {
+        let dropped = joined(self.dropped.values().map(|it| it.range.clone()).collect());
+        for Gone { range, good, .. } in &gone {
+            let at = dropped.partition_point(|it| it.end() < range.start());
+            let known = dropped.get(at).filter(|it| it.contains(range.start()));
+            let next = known.map_or(*range.start(), |it| it.end().saturating_add(1));
+            if next <= *range.end() {
                 self.find_after(good.clone(), Fault::Deleted, next, None);
             }
         }
-        let Some((first, good)) = pruned.first() else { return };
-        if self.report.findings.len() == found {
-            // Somewhere in the months that were dropped: other months' events are between theirs. Or all of it is in their files,
-            // of which the log says that they were written, and nobody here has seen them.
-            let missing = self.report.pruned;
-            let fault = if told < missing { Fault::Deleted } else { Fault::PutAway(missing) };
-            self.find_after(good.clone(), fault, *first.start(), None);
+        if found < self.report.findings.len() {
+            return;
+        }
+        // Somewhere in the months that were dropped: other months' events are between theirs.
+        let told = self.dropped.values().fold(0, |all: u64, it| all.saturating_add(it.events));
+        if told < self.report.pruned + self.report.put_away {
+            return self.find_after(first.good.clone(), Fault::Deleted, *first.range.start(), None);
+        }
+        if let Some(it) = gone.iter().find(|it| !it.given) {
+            let fault = Fault::PutAway(self.report.pruned);
+            self.find_after(it.good.clone(), fault, *it.range.start(), None);
         }
     }
 
@@ -478,7 +532,7 @@ impl Verifier {
                 Some(Some(told))
                     if told.person == signature.person
                         && told.assurance == signature.key.assurance.as_str() => {}
-                None if !self.pruned.is_empty() => {
+                None if 0 < self.report.pruned => {
                     self.find(Fault::KeyOnItsWord(key.clone()), event.clone());
                 }
                 _ => self.find(Fault::Key(key.clone()), event.clone()),

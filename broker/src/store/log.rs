@@ -1,5 +1,6 @@
 //! The log over the events, as the sequencer and whoever verifies see it: none of this is on the way of a request.
 
+use serde::Serialize;
 use sqlx::{Executor, PgPool, Postgres, Transaction};
 use time::{Date, OffsetDateTime};
 use tlog_tiles::{HASH_SIZE, Tile, split_stored_hash_index};
@@ -66,15 +67,24 @@ pub async fn begin(pool: &PgPool, origin: &str, key: &str, event: &[u8]) -> Resu
     Ok(())
 }
 
-/// How many entries the newest checkpoint covers that an anchor took, as the database says.
-pub async fn told_anchored(pool: &PgPool, anchor: &str) -> Result<Option<u64>> {
-    let size = sqlx::query_scalar!(
-        r#"select size as "size!" from log_anchors where anchor = $1 order by epoch desc, size desc limit 1"#,
+/// Epoch and size of the newest checkpoint that an anchor took, as the database says.
+pub async fn told_anchored(pool: &PgPool, anchor: &str) -> Result<Option<(i32, u64)>> {
+    let row = sqlx::query!(
+        r#"select epoch as "epoch!", size as "size!" from log_anchors where anchor = $1 order by epoch desc, size desc limit 1"#,
         anchor
     )
     .fetch_optional(pool)
     .await?;
-    Ok(size.map(unsigned))
+    Ok(row.map(|it| (it.epoch, unsigned(it.size))))
+}
+
+/// When the first checkpoint was signed.
+pub async fn first_signed(pool: &PgPool) -> Result<Option<OffsetDateTime>> {
+    sqlx::query_scalar!(
+        r#"select signed_at as "signed_at!" from log_checkpoints order by epoch, size limit 1"#
+    )
+    .fetch_optional(pool)
+    .await
 }
 
 /// Takes the right to give events their indexes, until the transaction ends; waits for whoever has it.
@@ -380,6 +390,28 @@ pub async fn tell_exported(
     Ok(())
 }
 
+/// Months that were dropped.
+pub async fn dropped_months(pool: &PgPool) -> Result<Vec<DroppedMonth>> {
+    sqlx::query_as!(
+        DroppedMonth,
+        r#"
+        select 'event_' || to_char(month, 'YYYYMM') as "partition!", events as "events!", first_index as "first_index!", last_index as "last_index!"
+          from log_partitions where dropped_at is not null order by month
+        "#
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// A month that was dropped, as the event of the next one tells.
+#[derive(Debug, Serialize)]
+pub struct DroppedMonth {
+    pub partition: String,
+    pub events: i64,
+    pub first_index: i64,
+    pub last_index: i64,
+}
+
 /// SHA-256 of the file that a month was exported to, in hex.
 pub async fn exported_sha256(pool: &PgPool, month: Date) -> Result<Option<String>> {
     sqlx::query_scalar!(r#"select sha256 as "sha256!" from log_partitions where month = $1"#, month)
@@ -439,11 +471,12 @@ pub async fn checkpoint_over(pool: &PgPool, index: u64) -> Result<Option<String>
 
 /// The place of an event in the log.
 pub async fn index_of(pool: &PgPool, event: Uuid) -> Result<Option<u64>> {
+    // Not along the log until there is one, which is as long as the log.
     let index = sqlx::query_scalar!(
-        r#"select index as "index!" from log_leaves where event_id = $1 order by index limit 1"#,
+        "select min(index) as index from (select index from log_leaves where event_id = $1 offset 0) as it",
         event
     )
-    .fetch_optional(pool)
+    .fetch_one(pool)
     .await?;
     Ok(index.map(unsigned))
 }
