@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole product in nine steps, on this machine, without an account: starts `brokerd dev` in a
-# directory of its own, asks, is refused, signs, writes, reads the history, and leaves nothing behind.
+# The whole product step by step, on this machine, without an account: starts `brokerd dev` in a directory of its own,
+# asks, is refused, signs, writes, stops, reads the history, rewrites it, is seen, and leaves nothing behind.
 #
 #   make demo
 #

@@ -786,6 +786,26 @@ async fn a_month_is_dropped_once_it_is_exported_and_that_is_anchored() {
         let report = check_with(&world, &files).await;
         assert_eq!((report.verdict(), report.put_away), (Verdict::Good, 10), "{}", report.text());
     }
+    // Later on the month in which february's end is told is put away too: march's tells of it again.
+    let mut gone = Vec::new();
+    let mut later = String::new();
+    for line in world.export().await.lines() {
+        let tells = line.contains("\"log.partition-") && line.contains("event_202602");
+        if tells && !line.contains("event_202603") {
+            let line: Value = serde_json::from_str(line).expect("JSON");
+            let (index, leaf_hash) = (&line["event"]["index"], &line["event"]["leaf_hash"]);
+            later += &json!({ "pruned": { "index": index, "leaf_hash": leaf_hash } }).to_string();
+            gone.push(index.as_u64().expect("a number"));
+        } else {
+            later += line;
+        }
+        later.push('\n');
+    }
+    assert_eq!(gone, [gone[0], gone[0] + 1], "one behind the other");
+    let report = check(&later, Options::default());
+    assert_eq!(codes(&report), ["deleted"], "{}", report.text());
+    assert_eq!(report.findings[0].at, gone[0]);
+
     // A file that says something else than what was logged.
     let file = world.broker.config_dir.path().join("march");
     let march = fs::read_to_string(&file).expect("it is there");
@@ -926,6 +946,61 @@ async fn what_begins_the_log_or_puts_a_month_away_tells_that_and_nothing_else() 
     world.broker.anchor().await;
     let report = world.check(Vec::new()).await;
     assert_eq!((codes(&report), report.pruned), (vec!["put-away"], 4), "{}", report.text());
+}
+
+#[tokio::test]
+async fn the_servers_host_says_that_no_anchor_answers_and_that_another_key_signs() {
+    let world = World::new().await;
+    world.broker.anchor().await;
+    let dir = world.broker.config_dir.path();
+    let config = dir.display().to_string();
+    let url = world.broker.database.ops_url.clone();
+    let verify = async || {
+        let mut command = program(binary("brokerd"), &BTreeMap::new());
+        command.args([
+            "audit",
+            "verify",
+            "-o",
+            "json",
+            "--config",
+            &config,
+            "--database-url",
+            &url,
+        ]);
+        let output = command.output().await.expect("it runs");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let findings = report["findings"].as_array().cloned().unwrap_or_default();
+        let codes: Vec<_> = findings.iter().map(|it| text_of(&it["code"])).collect();
+        (output.status.code(), codes, text(&output.stderr))
+    };
+    let (code, found, said) = verify().await;
+    assert_eq!((code, found), (Some(0), vec![]), "{said}");
+
+    let (folder, away) = (folder(&world), dir.join("away"));
+    fs::rename(&folder, &away).expect("moved");
+    let (code, found, said) = verify().await;
+    // As long as it may not have taken one yet.
+    assert_eq!((code, found), (Some(0), vec![]), "{said}");
+    assert!(said.contains("anchor folder did not answer"), "{said}");
+    world.attack("update log_checkpoint set signed_at = signed_at - interval '1 day'").await;
+    let (code, found, said) = verify().await;
+    assert_eq!((code, found), (Some(3), vec!["no-anchor".to_owned()]), "{said}");
+    fs::create_dir(&folder).expect("made");
+    let (code, found, said) = verify().await;
+    assert_eq!((code, found), (Some(3), vec!["no-anchor".to_owned()]), "{said}");
+    assert!(said.contains("and is empty"), "{said}");
+    fs::remove_dir(&folder).expect("removed");
+    fs::rename(&away, &folder).expect("moved");
+    assert_eq!(verify().await.0, Some(0));
+
+    let other = broker::identity::Tokens::generate_key();
+    write_secret(&dir.join("log.pem"), secrecy::ExposeSecret::expose_secret(&other));
+    let (code, found, said) = verify().await;
+    assert_eq!((code, found), (Some(4), vec!["not-our-key".to_owned()]), "{said}");
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// The month in which a key was revoked is put away, and somebody has made the database forget that it was: then the key signs.

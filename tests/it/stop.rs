@@ -525,9 +525,12 @@ async fn a_server_that_dies_in_the_middle_is_followed_by_one_that_finishes() {
 async fn serve(stage: &Stage, dir: &Path, endpoint: &str) -> (Server, u16) {
     let port = free_port().await;
     let config = dir.join(port.to_string());
-    for name in ["policies", "anchor"] {
-        std::fs::create_dir_all(config.join(name)).expect("a directory");
+    // Servers of one log have the same anchor.
+    let anchor = dir.join("anchor");
+    for dir in [&config.join("policies"), &anchor] {
+        std::fs::create_dir_all(dir).expect("a directory");
     }
+    let anchor = format!("path = \"{}\"", anchor.display());
     for name in [
         "broker.toml",
         "scopes.toml",
@@ -539,6 +542,7 @@ async fn serve(stage: &Stage, dir: &Path, endpoint: &str) -> (Server, u16) {
     ] {
         let text = std::fs::read_to_string(stage.broker.config_dir.path().join(name)).expect(name);
         let text = text.replace("127.0.0.1:1\"", &format!("127.0.0.1:{port}\""));
+        let text = text.replace("path = \"anchor\"", &anchor);
         std::fs::write(config.join(name), text).expect(name);
     }
     let environment = [

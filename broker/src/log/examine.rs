@@ -401,4 +401,24 @@ mod tests {
             assert_eq!(error.to_string(), "the disk is gone");
         }
     }
+
+    #[test]
+    fn news_that_cannot_be_read_is_a_fault() {
+        let id = "019caaaa-0000-7000-8000-000000000003";
+        let time = TIME;
+        for detail in ["[".repeat(200) + &"]".repeat(200), "1e999".to_owned()] {
+            for (kind, faults) in [("key.revoked", 1), ("session.issued", 0)] {
+                let body = format!(
+                    r#"{{"actor":"broker","data":{{"detail":{{"deep":{detail}}}}},"id":"{id}","source":"x","specversion":"1.0","time":"{time}","type":"{kind}"}}"#
+                );
+                let hash = leaf_hash(body.as_bytes());
+                let line = format!(
+                    r#"{{"event":{{"index":0,"leaf_hash":"{hash}","seq":1,"recorded_at":"{time}","id":"{id}","type":"{kind}","occurred_at":"{time}","actor":"broker"}},"body":{body}}}"#
+                );
+                let Examined::Entry(entry) = examine(&line) else { panic!("{line}") };
+                assert_eq!(entry.faults.len(), faults, "{kind}: {:?}", entry.faults);
+                assert!(entry.news.is_none());
+            }
+        }
+    }
 }

@@ -632,3 +632,15 @@ fn examine_chunk(chunk: &[u8]) -> Vec<Examined<'_>> {
 fn is_header(examined: &Examined) -> bool {
     matches!(examined, Examined::Other(it) if matches!(**it, Line::Export(_)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_joined_where_they_meet() {
+        assert_eq!(joined(Vec::new()), []);
+        assert_eq!(joined(vec![8..=9, 0..=3, 2..=5, 6..=6, 1..=1]), [0..=6, 8..=9]);
+        assert_eq!(joined(vec![5..=u64::MAX, 0..=9, u64::MAX..=u64::MAX]), [0..=u64::MAX]);
+    }
+}
