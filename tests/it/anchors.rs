@@ -400,7 +400,6 @@ async fn a_server_that_is_behind_its_anchor_does_not_start() {
     assert!(server.log().contains("brokerd recover"), "{}", server.log());
 }
 
-/// The epoch says that the log was taken up again after a loss; only who holds the key begins one.
 /// As a mount that is missing looks.
 #[tokio::test]
 async fn an_anchor_that_had_checkpoints_and_is_empty_is_none_that_answers() {
@@ -422,6 +421,7 @@ async fn an_anchor_that_had_checkpoints_and_is_empty_is_none_that_answers() {
     assert_eq!(world.broker.broker.log.anchor().await.expect("it goes on"), 1);
 }
 
+/// The epoch says that the log was taken up again after a loss; only who holds the key begins one.
 #[tokio::test]
 async fn an_epoch_that_nobody_signed_is_not_begun() {
     let world = World::new().await;

@@ -688,9 +688,6 @@ async fn a_rewritten_log_that_has_grown_is_seen_at_the_next_look_at_the_anchor()
     assert_eq!(world.goes_on().await, "halts");
 }
 
-/// The window: an event that no checkpoint covers yet. At the tick of a server that is a tenth of a second, and as long as
-/// nobody signs; an event that waits for longer than ten seconds is `stale` to a verifier. What is changed in it is signed as
-/// it is then, and nobody can tell; that the event is gone is seen only if a lease or a session needs it.
 #[tokio::test]
 async fn another_story_is_seen_by_a_server_that_signed_the_first_one_without_any_anchor() {
     let world = World::new().await;
@@ -706,6 +703,9 @@ async fn another_story_is_seen_by_a_server_that_signed_the_first_one_without_any
     assert!(world.broker.broker.log.gate().is_err(), "it serves nothing more");
 }
 
+/// The window: an event that no checkpoint covers yet. At the tick of a server that is a tenth of a second, and as long as
+/// nobody signs; an event that waits for longer than ten seconds is `stale` to a verifier. What is changed in it is signed as
+/// it is then, and nobody can tell; that the event is gone is seen only if a lease or a session needs it.
 #[tokio::test]
 async fn an_event_that_is_under_no_checkpoint_yet_is_signed_as_it_is_then() {
     let world = World::new().await;
@@ -943,6 +943,8 @@ async fn a_month_that_only_waiting_events_call_exported_was_not_put_away() {
     let dropped =
         waiting(EventType::LogPartitionDropped, json!({ "partition": "event_202602" }), now);
     let all = [exported(0, count - 1), dropped.clone()];
+    let month = json!({ "partition": "event_202601", "events": count, "first_index": 0, "last_index": count });
+    let repeats = json!({ "partition": "event_202602", "before": [month] });
     // The lines themselves are as those of a log where it was.
     let report = check(&forged(&file, 0..0, &all, END), Options::default());
     assert_eq!((report.verdict(), report.waiting), (Verdict::Good, 2), "{}", report.text());
@@ -954,6 +956,8 @@ async fn a_month_that_only_waiting_events_call_exported_was_not_put_away() {
         &all[..],
         &[exported(3, 4), dropped.clone()],
         &[dropped.clone(), exported(3, 4), dropped.clone()],
+        // It tells of months that were dropped before it: that counts once it is signed.
+        &[waiting(EventType::LogPartitionDropped, repeats, now)],
     ] {
         for before in [END, "{\"event\":{\"index\":3,"] {
             let report = check(&forged(&file, 3..5, lines, before), Options::default());

@@ -166,9 +166,10 @@ impl Verifier {
         match examined {
             Examined::Entry(entry) => self.entry(entry),
             Examined::Waiting { id, recorded_at, faults, news } => {
-                // A month may have been dropped this very moment; nobody has signed that yet.
-                if let Some(it) = news.filter(|it| matches!(**it, News::Dropped { .. })) {
-                    self.put_away(*it);
+                // A month may have been dropped this very moment, and nobody has signed that yet: whether it was exported is for
+                // what is signed to say, and so are the months before it.
+                if let Some(News::Dropped { partition, .. }) = news.map(|it| *it) {
+                    self.put_away(News::Dropped { partition, before: Vec::new() });
                 }
                 self.waiting(id.into_owned(), &recorded_at, faults);
             }
