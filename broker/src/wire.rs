@@ -42,6 +42,17 @@ pub struct LeaseRequest {
     /// Whether credentials are wanted in the same answer.
     #[serde(default)]
     pub deliver: bool,
+    /// Whether an open lease will do that this task asked for in the same words: it is answered, and none is opened.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub join: bool,
+}
+
+impl LeaseRequest {
+    /// What is asked for, without how it is to be answered: two that are equal here ask for the same.
+    #[must_use]
+    pub fn words(&self) -> Self {
+        Self { deliver: false, join: false, ..self.clone() }
+    }
 }
 
 /// A lease, as whoever may see it sees it. Never holds a secret, except in `credentials`.

@@ -314,6 +314,7 @@ impl Ask {
                 .map(|it| u32::try_from(it.as_secs()).expect("the parser saw to it")),
             rollback: self.rollback,
             deliver,
+            join: false,
         }
     }
 }

@@ -452,7 +452,7 @@ async fn counting_reads_ranges_of_indexes_and_never_the_whole_table() {
     };
     let limits = BTreeMap::from(WHOSE.map(|it| (it, BTreeMap::from(BUDGETS.map(|it| (it, 1000))))));
     for _ in 0..8 {
-        let sql = "select verdict from admit($1, 'alice', $2, 'k', 'approved', 'staging-rw', 'staging', '{a}', $3, $4)";
+        let sql = "select verdict from admit($1, 'alice', $2, 'k', 'approved', 'staging-rw', 'staging', '{a}', $3, $4, null, null)";
         let verdict: String = sqlx::query_scalar(sql)
             .bind(AGENT)
             .bind(task)

@@ -16,6 +16,7 @@ mod failing;
 mod floods;
 mod hardware;
 mod independent;
+mod joining;
 mod log;
 mod log_attacks;
 mod narrowing;

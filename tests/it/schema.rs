@@ -1869,7 +1869,7 @@ async fn operations_run_none_of_our_functions_and_the_server_only_those_it_needs
     let functions: Vec<String> =
         sqlx::query_scalar(sql).fetch_all(&mut world.owner.connection).await.unwrap();
     let needed = BTreeSet::from([
-        "admit(text,text,uuid,text,text,text,text,text[],jsonb,timestamp with time zone)",
+        "admit(text,text,uuid,text,text,text,text,text[],jsonb,timestamp with time zone,bytea,interval)",
         "append_event(bytea)",
         "apply_act(uuid,timestamp with time zone)",
         "counted(text,text,uuid,timestamp with time zone)",

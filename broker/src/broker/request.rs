@@ -30,13 +30,15 @@ impl Broker {
         let id = LeaseId(Uuid::now_v7());
         let task = request.task.as_deref().unwrap_or(&agent.task);
         check_request(request, task).map_err(|error| Error::Invalid(error.to_string()))?;
-        let digest =
-            Sha256::digest(canonical(request).map_err(|error| Error::Invalid(error.to_string()))?);
+        let digest = Sha256::digest(
+            canonical(&request.words()).map_err(|error| Error::Invalid(error.to_string()))?,
+        );
         let lease = |decided_by, outcome| NewLease {
             id,
             agent,
             idempotency_key,
             request_sha256: digest.into(),
+            join: request.join.then_some(self.limits().redeliver_until.0),
             task,
             request,
             rules_sha256: &self.config.sha256,
@@ -69,6 +71,7 @@ impl Broker {
                 Ok(lease)
             }
             Opened::Known => self.repeat(agent, idempotency_key, &digest, request.deliver).await,
+            Opened::Joined(id) => self.answer_with(agent, id, request.deliver).await,
             Opened::TaskEnded => Err(Error::TaskEnded),
             Opened::OverBudget(exceeded) => {
                 self.refuse_over_budget(agent, &request.scope, exceeded, now).await?;
@@ -314,6 +317,11 @@ impl Broker {
         if known != digest {
             return Err(Error::IdempotencyMismatch);
         }
+        self.answer_with(agent, id, deliver).await
+    }
+
+    /// Answers with a lease that was there before.
+    async fn answer_with(&self, agent: &Agent, id: LeaseId, deliver: bool) -> Result<wire::Lease> {
         let mut lease = self.lease_of(agent, id).await?;
         if lease.state == LeaseState::Denied {
             return Err(Error::Denied {

@@ -181,6 +181,7 @@ impl Case {
             ttl_seconds: Some(Span(self.ttl.map_or(SHORTEST_SESSION, |it| it.0)).seconds()),
             rollback: words(&self.rollback),
             deliver: false,
+            join: false,
         };
         let narrowed = match narrow(scope, &request, holder, LeaseId(Uuid::nil()), now) {
             Ok(narrowed) => narrowed,

@@ -116,7 +116,8 @@ pub async fn admission(
         r#"
         select verdict as "verdict!", budget, whose, allowed, retry_at
           from admit(agent => $1, sponsor => $2, task_id => $3, idempotency_key => null, state => $4, scope => $5,
-                     environment => $6, resources => $7, limits => $8, at => $9)
+                     environment => $6, resources => $7, limits => $8, at => $9,
+                     join_sha256 => null, join_margin => null)
         "#,
         agent.name,
         agent.sponsor,

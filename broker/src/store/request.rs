@@ -19,6 +19,8 @@ pub struct NewLease<'a> {
     pub agent: &'a Agent,
     pub idempotency_key: Option<&'a str>,
     pub request_sha256: [u8; 32],
+    /// Whether an open lease of this task in the same words will do; one that ends within this time will not.
+    pub join: Option<Duration>,
     pub task: &'a str,
     pub request: &'a wire::LeaseRequest,
     pub rules_sha256: &'a str,
@@ -68,6 +70,8 @@ pub enum Opened {
     },
     /// The same agent used the same idempotency key before.
     Known,
+    /// This lease is open, and asks for the same. Nothing is written.
+    Joined(LeaseId),
     TaskEnded,
     Frozen,
     /// No room in a budget. Nothing is written.
@@ -135,7 +139,8 @@ pub async fn open(
         r#"
         with gate as materialized (
             select * from admit(agent => $3, sponsor => $4, task_id => $5, idempotency_key => $2, state => $21, scope => $9,
-                                environment => $10, resources => $16, limits => $27, at => $22)
+                                environment => $10, resources => $16, limits => $27, at => $22,
+                                join_sha256 => case when $34::int is not null then $26::bytea end, join_margin => $34 * interval '1 second')
         ), written as (
             insert into lease (id, idempotency_key, agent, sponsor, task_id, task, reason, rollback, scope, environment, tier,
                                account, region, role_arn, actions, resources, assume_role, window_seconds, rules_sha256,
@@ -157,7 +162,7 @@ pub async fn open(
         ), told as (
             select append_event(body) from written, unnest($33::bytea[]) as body
         )
-        select verdict as "verdict!", budget, whose, allowed, retry_at,
+        select verdict as "verdict!", budget, whose, allowed, retry_at, lease_id,
                exists (select from written) as "written!", (select count(*) from told) as "told!"
           from gate
         "#,
@@ -194,10 +199,14 @@ pub async fn open(
         sealed.as_ref().map(LeaseStatement::bytes),
         claim.as_ref().map(|it| it.name.as_str()),
         &events[..],
+        lease.join.map(|it| i32::try_from(it.whole_seconds()).unwrap_or(i32::MAX)),
     )
     .fetch_one(pool)
     .await?;
 
+    if let ("joined", Some(id)) = (row.verdict.as_str(), row.lease_id) {
+        return Ok(Opened::Joined(LeaseId(id)));
+    }
     let admission =
         Admission::read(&row.verdict, row.budget, row.whose, row.allowed, row.retry_at, now)?;
     Ok(match admission {
