@@ -32,14 +32,16 @@ set jit = off
 as $$
 declare
     locked boolean;
+    -- Who was just refused is most likely refused again, and then makes nobody wait: see below without the lock first.
+    refused boolean := exists (select from public.over_budget o where o.sponsor = admit.sponsor and o.agent = admit.agent
+                                                                  and at - interval '1 minute' < o.told_at);
 begin
+    -- Whoever joins is to make nobody wait either, nor commit a lock: so it looks without it, and once more with it.
     foreach locked in array array[false, true] loop
         if locked then
             perform from public.person p where p.handle = admit.sponsor for no key update;
-        elsif not exists (select from public.over_budget o where o.sponsor = admit.sponsor and o.agent = admit.agent
-                                                             and at - interval '1 minute' < o.told_at) then
-            -- Who was just refused is most likely refused again, and then makes nobody wait: see below without the lock
-            -- first. Everybody else is judged once.
+        elsif join_sha256 is null and not refused then
+            -- Judged once.
             continue;
         end if;
 
@@ -71,6 +73,10 @@ begin
                 verdict := 'joined';
                 return;
             end if;
+        end if;
+
+        if not locked and not refused then
+            continue;
         end if;
 
         -- What this request adds must fit beside what is there. What is there and is not new does not count twice.

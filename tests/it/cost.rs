@@ -46,6 +46,26 @@ async fn an_unsigned_lease_without_credentials_costs_one_commit_and_no_call() {
 }
 
 #[tokio::test]
+async fn a_request_that_joins_an_open_lease_costs_no_commit_but_that_of_its_delivery() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let body = |deliver| json!({ "scope": "staging-rw", "join": true, "deliver": deliver });
+    let id = broker.post("/v1/leases", body(true)).await.id();
+    // Who locked the sponsor's row last: whoever opens a lease has to, whoever joins one must not.
+    let locker = async || -> String {
+        let sql = "select xmax::text from person where handle = 'alice'";
+        sqlx::query_scalar(sql).fetch_one(&broker.database.owner).await.unwrap()
+    };
+    let before = locker().await;
+    assert_eq!(broker.post("/v1/leases", body(false)).await.id(), id);
+    assert_eq!((commits(&broker, id).await, locker().await), (2, before.clone()));
+    assert_eq!(broker.post("/v1/leases", body(true)).await.id(), id);
+    assert_eq!((commits(&broker, id).await, locker().await, sts.calls()), (3, before.clone(), 1));
+    broker.staging_lease().await;
+    assert_ne!(locker().await, before, "the control");
+}
+
+#[tokio::test]
 async fn a_signed_lease_costs_four_commits_and_one_call() {
     let sts = FakeSts::start().await;
     let broker = TestBroker::fake(&sts).await;
