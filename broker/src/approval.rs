@@ -100,6 +100,12 @@ impl Jwk {
         Self { crv: "Ed25519".into(), kty: "OKP".into(), x }
     }
 
+    /// For a set of keys (RFC 7517): with its id, and what it is for.
+    pub fn published(&self) -> serde_json::Value {
+        let Self { crv, kty, x } = self;
+        serde_json::json!({ "kty": kty, "crv": crv, "x": x, "kid": self.thumbprint(), "use": "sig", "alg": "EdDSA" })
+    }
+
     /// RFC 7638: SHA-256 of its members in order, without white space.
     pub fn thumbprint(&self) -> String {
         let members = canonical(self).expect("strings serialize");

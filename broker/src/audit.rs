@@ -106,8 +106,8 @@ events! {
     StatementLapsed = "statement.lapsed" [about, act, act_id, why],
     /// When its day came, what it builds on was no longer so.
     StatementFailed = "statement.failed" [about, act, act_id, why],
-    /// A sponsor's signature handed a task to an agent.
-    TaskStarted = "task.started" [about, act, act_id],
+    /// A sponsor's signature handed a task to an agent, or a workload's token started one.
+    TaskStarted = "task.started" [about, act, act_id, actor_unknown, claims, issuer, set_off_by, subject, task, task_id],
     /// The agent or the sponsor ended it, or the sponsor was disabled.
     TaskEnded = "task.ended" [task, task_id, why],
     /// A person ordered that nothing more is issued to what it covers.

@@ -8,6 +8,7 @@ mod refuse;
 mod sign;
 
 mod act;
+mod exchange;
 mod read;
 mod record;
 mod stop;
@@ -33,7 +34,7 @@ use crate::policy::AgentFacts;
 use crate::sequencer::Sequencer;
 use crate::store;
 
-/// Our own task tokens carry no claims for rules to ask about.
+/// Of an agent whose token nobody shows: what is ruled about it, and not what it asks for.
 const NO_CLAIMS: &BTreeMap<String, String> = &BTreeMap::new();
 
 pub struct Broker {
@@ -109,9 +110,9 @@ impl Broker {
             name: &agent.name,
             sponsor: &agent.sponsor,
             sponsor_groups,
-            issuer: &self.config.settings.origin,
-            actor: None,
-            claims: NO_CLAIMS,
+            issuer: agent.origin.issuer.as_deref().unwrap_or(&self.config.settings.origin),
+            actor: agent.origin.actor.as_deref(),
+            claims: &agent.origin.claims,
         }
     }
 

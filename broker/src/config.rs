@@ -4,7 +4,6 @@
 //! errors. Secrets and database URLs are not here: they come from the environment or from files named there.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -16,9 +15,12 @@ use crate::arn::Arn;
 use crate::attestation::Roots;
 use crate::catalogue::Catalogue;
 use crate::catalogue::environment::{Home, HomeFile, check_account};
+use crate::identity::issuers::Issuers;
 use crate::lease::Assurance;
 use crate::policy::Policy;
+pub use crate::span::Span;
 use crate::statement::{canonical, sha256_hex};
+use crate::workload::issuer::Issuer;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -44,6 +46,7 @@ pub struct Config {
     pub sha256: String,
     /// The makers whose attestation counts, if any does.
     pub attestation_roots: Option<Roots>,
+    pub issuers: Issuers,
 }
 
 /// `broker.toml`.
@@ -58,6 +61,12 @@ pub struct Settings {
     pub behind_tls_proxy: bool,
     /// Ed25519 private key (PKCS #8, PEM) of this installation; relative to the configuration directory.
     pub instance_key: PathBuf,
+    /// Those of before: the tokens that they signed stay good until they end.
+    #[serde(default)]
+    pub former_instance_keys: Vec<PathBuf>,
+    /// Whose tokens of workloads are exchanged for task tokens.
+    #[serde(default)]
+    pub issuers: Vec<Issuer>,
     pub aws: Aws,
     /// What the broker itself is made of, out of every scope's reach.
     pub home: HomeFile,
@@ -512,51 +521,6 @@ impl Limits {
     }
 }
 
-/// A span of whole seconds, written `15m` or `8h`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Span(pub Duration);
-
-impl Span {
-    /// Whole seconds.
-    pub fn seconds(self) -> u32 {
-        u32::try_from(self.0.whole_seconds()).expect("a span is between a second and a year")
-    }
-
-    pub fn std(self) -> std::time::Duration {
-        self.0.unsigned_abs()
-    }
-}
-
-impl TryFrom<String> for Span {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let bad = || {
-            format!(
-                "{text:?} is not a span of time: write whole seconds or more, like `90s`, `15m` or `8h`"
-            )
-        };
-        let span = humantime::parse_duration(&text).map_err(|_| bad())?;
-        if span.subsec_nanos() != 0 || span.as_secs() == 0 || 366 * 24 * 3600 < span.as_secs() {
-            return Err(bad());
-        }
-        Ok(Self(Duration::seconds(span.as_secs().try_into().map_err(|_| bad())?)))
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        humantime::format_duration(self.std()).fmt(f)
-    }
-}
-
-impl fmt::Debug for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 /// What decides about requests, as it is kept in the database under its digest.
 #[derive(Serialize)]
 struct Ruleset<'a> {
@@ -579,6 +543,9 @@ impl Config {
         let text = read(&path)?;
         let mut settings: Settings = parse(&path, &text)?;
         settings.instance_key = dir.join(&settings.instance_key);
+        for key in &mut settings.former_instance_keys {
+            *key = dir.join(&*key);
+        }
         let invalid = |message| ConfigError::Invalid { path: path.clone(), message };
         settings.validate().map_err(invalid)?;
         if let Some(file) = &mut settings.aws.credentials_file {
@@ -600,6 +567,7 @@ impl Config {
                 Some(roots.map_err(|message| ConfigError::Invalid { path, message })?)
             }
         };
+        let issuers = Issuers::load(&settings.issuers, dir).map_err(invalid)?;
         let software_keys = settings.counts_software_keys();
 
         let path = dir.join("scopes.toml");
@@ -622,7 +590,7 @@ impl Config {
         })
         .expect("texts serialize");
         let sha256 = sha256_hex(&ruleset);
-        Ok(Self { settings, catalogue, policy, rules, ruleset, sha256, attestation_roots })
+        Ok(Self { settings, catalogue, policy, rules, ruleset, sha256, attestation_roots, issuers })
     }
 }
 
@@ -676,6 +644,12 @@ impl Settings {
         }
         self.aws.validate()?;
         self.log.validate(&self.aws)?;
+        for (index, issuer) in self.issuers.iter().enumerate() {
+            issuer.validate(self.authority.longest_task)?;
+            if self.issuers[..index].iter().any(|it| it.issuer == issuer.issuer) {
+                return Err(format!("issuers: {} is there twice", issuer.issuer));
+            }
+        }
         let Authority { start_task, thaw, change_people, .. } = self.authority;
         if start_task.min(thaw).min(change_people) < Assurance::Present {
             return Err("[authority] asks for `present` or `verified`: a program can use a software key by itself".into());

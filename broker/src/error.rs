@@ -1,6 +1,8 @@
 //! Every way a request can fail, and the problem document each becomes.
 
-use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{
+    BytesRejection, FormRejection, JsonRejection, PathRejection, QueryRejection,
+};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use time::format_description::well_known::Rfc3339;
@@ -14,6 +16,7 @@ use crate::sequencer::LogError;
 use crate::statement::StatementError;
 use crate::store::Exceeded;
 use crate::verify::Rejection;
+use crate::workload::{NoKey, WorkloadError};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -21,6 +24,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error("the request carries no token that is good here")]
     Token(#[from] TokenError),
+    #[error("this workload's token is not exchanged: {0}")]
+    Workload(#[from] WorkloadError),
     #[error("the task of this token has ended, or its sponsor is disabled")]
     TaskEnded,
     #[error("this is for {0}")]
@@ -80,7 +85,10 @@ pub enum Error {
 impl Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Token(_) | Self::TaskEnded | Self::OtherCaller(_) => Kind::Unauthenticated,
+            Self::Workload(WorkloadError::Key(NoKey::Unavailable)) => Kind::IssuerUnavailable,
+            Self::Workload(_) | Self::Token(_) | Self::TaskEnded | Self::OtherCaller(_) => {
+                Kind::Unauthenticated
+            }
             Self::Invalid(_) => Kind::InvalidRequest,
             Self::TooLarge => Kind::TooLarge,
             Self::TooSlow => Kind::TooSlow,
@@ -132,6 +140,9 @@ impl Error {
     fn next(&self) -> String {
         match self {
             Self::Token(_) => "Pass a token in `Authorization: Bearer TOKEN`: an agent its task token, a person the one that `broker login` gets.".into(),
+            Self::Workload(WorkloadError::Key(NoKey::Unavailable)) => "Try again in a minute; the broker asks the issuer for its keys again.".into(),
+            Self::Workload(WorkloadError::Expired | WorkloadError::NotYetValid | WorkloadError::Replayed | WorkloadError::TaskEnded) => "Have the issuer make a new token, and exchange that, once; if it does not help, compare the clocks.".into(),
+            Self::Workload(_) => "Operations: compare `[[issuers]]` in broker.toml with what the token says (`iss`, `aud`, `sub`, claims).".into(),
             Self::TaskEnded => "Ask the sponsor to start a task and hand over its token.".into(),
             Self::OtherCaller(who) => format!("Call with the token of {who}."),
             Self::Invalid(_) => "Correct the request; `/openapi.json` says what it takes.".into(),
@@ -205,6 +216,7 @@ impl IntoResponse for Error {
         }
         let reason = match &self {
             Self::Rejected { rejection, .. } => Some(rejection.code().to_owned()),
+            Self::Workload(error) => Some(error.code().to_owned()),
             Self::Ended { state, .. } => Some(state.to_string()),
             _ => None,
         };
@@ -243,7 +255,7 @@ impl IntoResponse for Error {
             Kind::NotAnchored => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
             }
-            Kind::CloudUnavailable | Kind::DatabaseUnavailable => {
+            Kind::CloudUnavailable | Kind::DatabaseUnavailable | Kind::IssuerUnavailable => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
             }
             _ => {}
@@ -276,6 +288,18 @@ impl From<BytesRejection> for Error {
             Self::TooLarge
         } else {
             Self::Invalid(rejection.body_text())
+        }
+    }
+}
+
+impl From<FormRejection> for Error {
+    fn from(rejection: FormRejection) -> Self {
+        match rejection {
+            FormRejection::BytesRejection(rejection) => rejection.into(),
+            // The parser's own words could quote the token.
+            _ => Self::Invalid(
+                "the body is not what a token exchange takes: grant_type, subject_token and subject_token_type, form-encoded".into(),
+            ),
         }
     }
 }

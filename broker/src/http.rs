@@ -16,7 +16,7 @@ use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 use uuid::Uuid;
 
-use crate::approval::Envelope;
+use crate::approval::{Envelope, Jwk};
 use crate::broker::Broker;
 use crate::error::{Error, Result};
 use crate::identity::{self, Caller};
@@ -55,6 +55,7 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/audit/tile/{*path}", get(audit_tile))
         .route("/login/nonce", post(login_nonce))
         .route("/login", post(login))
+        .route("/token", post(token))
         .route("/scopes", get(scopes))
         .route("/explain", post(explain))
         .route("/whoami", get(whoami));
@@ -63,6 +64,7 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/openapi.json", get(openapi))
+        .route("/.well-known/jwks.json", get(jwks))
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -121,11 +123,13 @@ async fn refuse_when_behind(State(broker): Server, request: Request, next: Next)
         audit_tile,
         login_nonce,
         login,
+        token,
         scopes,
         explain,
         whoami,
         healthz,
-        readyz
+        readyz,
+        jwks
     ),
     components(schemas(WithdrawBody))
 )]
@@ -446,6 +450,16 @@ async fn login(
     Ok(Json(broker.login(&body).await?))
 }
 
+/// Exchanges the token of a workload, signed by a trusted issuer, for a task token (RFC 8693).
+#[utoipa::path(post, path = "/v1/token", request_body(content = wire::TokenRequest, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200, body = wire::IssuedToken), (status = 401, description = "The token is not exchanged; `reason` says why")))]
+async fn token(
+    State(broker): Server,
+    Form(request): Form<wire::TokenRequest>,
+) -> Result<Json<wire::IssuedToken>> {
+    Ok(Json(detached(async move { broker.exchange(&request).await }).await?))
+}
+
 /// What a request would come to, and why. No lease is made.
 #[utoipa::path(post, path = "/v1/explain", request_body = wire::LeaseRequest, responses((status = 200, body = wire::Explanation)))]
 async fn explain(
@@ -469,6 +483,13 @@ async fn whoami(
     Authenticated(caller): Authenticated,
 ) -> Result<Json<wire::WhoAmI>> {
     Ok(Json(broker.whoami(&caller).await?))
+}
+
+/// The keys of this installation (RFC 7517): those that its tokens, its approvals and its statements are of.
+#[utoipa::path(get, path = "/.well-known/jwks.json", responses((status = 200)))]
+async fn jwks(State(broker): Server) -> Json<serde_json::Value> {
+    let keys = broker.tokens.public_keys().map(|it| Jwk::of(it).published());
+    Json(serde_json::json!({ "keys": keys.collect::<Vec<_>>() }))
 }
 
 /// The process runs.
@@ -513,6 +534,10 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
 #[derive(FromRequest)]
 #[from_request(via(axum::Json), rejection(Error))]
 struct Body<T>(T);
+
+#[derive(FromRequest)]
+#[from_request(via(axum::Form), rejection(Error))]
+struct Form<T>(T);
 
 #[derive(FromRequestParts)]
 #[from_request(via(axum::extract::Path), rejection(Error))]

@@ -1,9 +1,14 @@
-//! Who is calling: tokens of agents and people, all signed by this installation's key.
+//! Who is calling: tokens of agents and people, all signed by this installation's key. A workload's token, which somebody else
+//! signed, is exchanged for one of these: [`issuers`].
 //!
 //! Each kind of token has a media type of its own in its header (RFC 8725, section 3.11), so that one can never be
 //! taken for another. The algorithm is pinned.
 
-use std::path::Path;
+pub mod issuers;
+pub mod jwks;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -39,7 +44,25 @@ pub struct Agent {
     pub sponsor: String,
     pub task: String,
     pub task_id: Uuid,
+    pub origin: Origin,
     pub token_expires_at: OffsetDateTime,
+}
+
+/// Where a task comes from, as its token has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Who vouched for the workload; nobody where the sponsor started the task.
+    #[serde(rename = "workload_issuer", default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// The person who set it off, if somebody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
+    /// Somebody set it off, and nobody knows who: nobody could say who must not sign for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub actor_unknown: bool,
+    /// Of the workload's token, for rules.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub claims: BTreeMap<String, String>,
 }
 
 /// A person's reading session.
@@ -123,10 +146,44 @@ pub enum KeyError {
 /// Signs and checks our tokens.
 pub struct Tokens {
     origin: String,
-    key_id: String,
-    key: SigningKey,
+    key: InstanceKey,
     encoding: EncodingKey,
+    /// Keys of before: what they signed is good until it ends, and nothing new is signed with them.
+    former: Vec<InstanceKey>,
+}
+
+/// A key of the installation.
+pub struct InstanceKey {
+    /// RFC 7638 thumbprint of its public half.
+    id: String,
+    key: SigningKey,
     decoding: DecodingKey,
+}
+
+impl InstanceKey {
+    fn load(path: &Path) -> Result<(Self, SecretString), KeyError> {
+        let name = path.display().to_string();
+        let pem = std::fs::read_to_string(path)
+            .map(SecretString::from)
+            .map_err(|error| KeyError::Read { path: name.clone(), error })?;
+        let bad = || KeyError::Format { path: name.clone() };
+        let key = SigningKey::from_pkcs8_pem(pem.expose_secret()).map_err(|_| bad())?;
+        let x = URL_SAFE_NO_PAD.encode(key.verifying_key().to_bytes());
+        // RFC 7638: the members of the public key, in order, without white space.
+        let thumbprint = Sha256::digest(format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#));
+        let decoding = DecodingKey::from_ed_components(&x).map_err(|_| bad())?;
+        Ok((Self { id: URL_SAFE_NO_PAD.encode(thumbprint), key, decoding }, pem))
+    }
+
+    /// Its Ed25519 public half.
+    pub fn public(&self) -> [u8; 32] {
+        self.key.verifying_key().to_bytes()
+    }
+
+    /// Signs bytes. They begin with what they are, so that none is ever a token.
+    pub fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        self.key.sign(bytes).to_bytes()
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -146,6 +203,8 @@ struct TaskClaims {
     sub: String,
     sponsor: String,
     task: String,
+    #[serde(flatten)]
+    origin: Origin,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -158,38 +217,20 @@ struct NonceClaims {}
 
 /// The fingerprint that the installation's key would have as a person's: `SHA256:…`.
 pub fn fingerprint(path: &Path) -> Result<String, KeyError> {
-    let name = path.display().to_string();
-    let pem = std::fs::read_to_string(path)
-        .map(SecretString::from)
-        .map_err(|error| KeyError::Read { path: name.clone(), error })?;
-    let key = SigningKey::from_pkcs8_pem(pem.expose_secret())
-        .map_err(|_| KeyError::Format { path: name })?;
-    let public = ssh_key::public::Ed25519PublicKey(key.verifying_key().to_bytes());
+    let (key, _) = InstanceKey::load(path)?;
+    let public = ssh_key::public::Ed25519PublicKey(key.public());
     Ok(ssh_key::PublicKey::from(public).fingerprint(ssh_key::HashAlg::Sha256).to_string())
 }
 
 impl Tokens {
-    /// Reads the installation's key.
-    pub fn load(path: &Path, origin: &str) -> Result<Self, KeyError> {
-        let name = path.display().to_string();
-        let pem = std::fs::read_to_string(path)
-            .map(SecretString::from)
-            .map_err(|error| KeyError::Read { path: name.clone(), error })?;
-        let bad = || KeyError::Format { path: name.clone() };
-        let key = SigningKey::from_pkcs8_pem(pem.expose_secret()).map_err(|_| bad())?;
-        let public = key.verifying_key().to_bytes();
-        let encoding =
-            EncodingKey::from_ed_pem(pem.expose_secret().as_bytes()).map_err(|_| bad())?;
-        let x = URL_SAFE_NO_PAD.encode(public);
-        // RFC 7638: the members of the public key, in order, without white space.
-        let thumbprint = Sha256::digest(format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#));
-        Ok(Self {
-            origin: origin.to_owned(),
-            key_id: URL_SAFE_NO_PAD.encode(thumbprint),
-            key,
-            encoding,
-            decoding: DecodingKey::from_ed_components(&x).map_err(|_| bad())?,
-        })
+    /// Reads the installation's key, and those that it had before.
+    pub fn load(path: &Path, former: &[PathBuf], origin: &str) -> Result<Self, KeyError> {
+        let (key, pem) = InstanceKey::load(path)?;
+        let bad = |_| KeyError::Format { path: path.display().to_string() };
+        let encoding = EncodingKey::from_ed_pem(pem.expose_secret().as_bytes()).map_err(bad)?;
+        let former = former.iter().map(|it| InstanceKey::load(it).map(|(key, _)| key));
+        let former = former.collect::<Result<_, _>>()?;
+        Ok(Self { origin: origin.to_owned(), key, encoding, former })
     }
 
     /// A new instance key, as PKCS #8 PEM.
@@ -203,29 +244,45 @@ impl Tokens {
 
     /// RFC 7638 thumbprint of the instance's public key.
     pub fn key_id(&self) -> &str {
-        &self.key_id
+        &self.key.id
     }
 
-    /// The instance's Ed25519 public key.
-    pub fn public_key(&self) -> [u8; 32] {
-        self.key.verifying_key().to_bytes()
+    /// All public keys that tokens are checked with, the one that signs first.
+    pub fn public_keys(&self) -> impl Iterator<Item = [u8; 32]> {
+        self.keys().map(InstanceKey::public)
     }
 
-    /// Signs bytes with the instance's key. They begin with what they are, so that none is ever a token.
-    pub fn sign_bytes(&self, bytes: &[u8]) -> [u8; 64] {
-        self.key.sign(bytes).to_bytes()
+    /// The key that has this id, or else today's.
+    pub fn key_of(&self, id: &str) -> &InstanceKey {
+        self.keys().find(|it| it.id == id).unwrap_or(&self.key)
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &InstanceKey> {
+        std::iter::once(&self.key).chain(&self.former)
     }
 
     /// Who we are, in what people sign.
     pub fn issuer(&self) -> Issuer {
-        Issuer { origin: self.origin.clone(), instance_key: self.key_id.clone() }
+        Issuer { origin: self.origin.clone(), instance_key: self.key.id.clone() }
     }
 
+    /// The token of a task that its sponsor started.
     pub fn task_token(&self, task: TaskGrant<'_>, now: OffsetDateTime) -> SecretString {
+        self.workload_token(task, Origin::default(), now)
+    }
+
+    /// The token of a workload's task.
+    pub fn workload_token(
+        &self,
+        task: TaskGrant<'_>,
+        origin: Origin,
+        now: OffsetDateTime,
+    ) -> SecretString {
         let claims = TaskClaims {
             sub: task.agent.into(),
             sponsor: task.sponsor.into(),
             task: task.task.into(),
+            origin,
         };
         self.sign(TASK, task.id, task.expires_at, now, claims)
     }
@@ -273,6 +330,7 @@ impl Tokens {
                     sponsor: claims.more.sponsor,
                     task: claims.more.task,
                     task_id: claims.jti,
+                    origin: claims.more.origin,
                     token_expires_at: instant(claims.exp)?,
                 };
                 (Caller::Agent(agent), claims.exp)
@@ -301,7 +359,7 @@ impl Tokens {
     ) -> SecretString {
         let mut header = Header::new(Algorithm::EdDSA);
         header.typ = Some(kind.to_owned());
-        header.kid = Some(self.key_id.clone());
+        header.kid = Some(self.key.id.clone());
         let claims = Claims {
             iss: self.origin.clone(),
             aud: self.origin.clone(),
@@ -322,13 +380,17 @@ impl Tokens {
         if header.typ.as_deref() != Some(kind) {
             return Err(TokenError::OtherKind);
         }
+        let named = header.kid.as_deref();
+        let key = self.keys().find(|it| Some(it.id.as_str()) == named);
+        let key =
+            key.ok_or_else(|| jsonwebtoken::errors::Error::from(ErrorKind::InvalidSignature))?;
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_issuer(&[&self.origin]);
         validation.set_audience(&[&self.origin]);
         validation.set_required_spec_claims(&["iss", "aud", "exp"]);
         // Checked by the caller against our own clock.
         validation.validate_exp = false;
-        Ok(jsonwebtoken::decode::<Claims<T>>(token, &self.decoding, &validation)?.claims)
+        Ok(jsonwebtoken::decode::<Claims<T>>(token, &key.decoding, &validation)?.claims)
     }
 }
 
@@ -348,7 +410,7 @@ mod tests {
     fn tokens(origin: &str) -> Tokens {
         let dir = std::env::temp_dir().join(format!("broker-key-{}", Uuid::new_v4()));
         std::fs::write(&dir, Tokens::generate_key().expose_secret()).unwrap();
-        let tokens = Tokens::load(&dir, origin).unwrap();
+        let tokens = Tokens::load(&dir, &[], origin).unwrap();
         std::fs::remove_file(dir).unwrap();
         tokens
     }

@@ -19,6 +19,7 @@
 
 pub mod lease;
 pub mod problem;
+pub mod span;
 pub mod wire;
 
 pub mod render;
@@ -28,6 +29,8 @@ pub mod verify;
 pub mod approval;
 
 pub mod log;
+
+pub mod workload;
 
 #[cfg(feature = "server")]
 pub mod attestation;

@@ -244,7 +244,12 @@ async fn propose(
     );
     let cool_down = if change.cools_down() { settings.cool_down() } else { Duration::ZERO };
     let terms = ActTerms {
-        broker: Tokens::load(&settings.instance_key, &settings.origin)?.issuer(),
+        broker: Tokens::load(
+            &settings.instance_key,
+            &settings.former_instance_keys,
+            &settings.origin,
+        )?
+        .issuer(),
         id: Uuid::now_v7(),
         act: Act::AdminChange(change),
         proposed_by: None,

@@ -24,6 +24,7 @@ pub enum Kind {
     PolicyTooLarge,
     CloudRefused,
     CloudUnavailable,
+    IssuerUnavailable,
     DatabaseUnavailable,
     LogBehind,
     OverBudget,
@@ -51,6 +52,7 @@ impl Kind {
         Self::PolicyTooLarge,
         Self::CloudRefused,
         Self::CloudUnavailable,
+        Self::IssuerUnavailable,
         Self::DatabaseUnavailable,
         Self::LogBehind,
         Self::OverBudget,
@@ -100,6 +102,9 @@ impl Kind {
                 ("/problems/cloud-refused", 502, "AWS did not issue credentials", 1)
             }
             Self::CloudUnavailable => ("/problems/cloud-unavailable", 503, "AWS STS is away", 9),
+            Self::IssuerUnavailable => {
+                ("/problems/issuer-unavailable", 503, "The issuer's keys cannot be had", 9)
+            }
             Self::DatabaseUnavailable => {
                 ("/problems/database-unavailable", 503, "The database is away", 9)
             }

@@ -45,7 +45,8 @@ pub async fn compose(
 ) -> anyhow::Result<Arc<Broker>> {
     let pool = store::pool(databases.app).context("BROKER_DATABASE_URL is not a PostgreSQL URL")?;
     let settings = &config.settings;
-    let tokens = Tokens::load(&settings.instance_key, &settings.origin)?;
+    let tokens =
+        Tokens::load(&settings.instance_key, &settings.former_instance_keys, &settings.origin)?;
     let access = Access::new(settings.aws.clone(), aws);
     let sts = Sts::new(&access, clock.clone()).await;
     let log = Sequencer::new(&config, databases.sequencer, &access, clock.clone())?;

@@ -13,6 +13,7 @@ mod sign;
 
 mod act;
 mod approval;
+mod exchange;
 mod people;
 mod read;
 mod recover;
@@ -37,6 +38,7 @@ pub use self::budget::{Admission, Exceeded, OverBudget, Used, admission, tell_ex
 pub use self::claim::{
     Approval, Claimable, Granted, Obstacle, claim, claim_obstacle, claimable, redeliver, settle,
 };
+pub use self::exchange::{StartedWorkload, WorkloadTask, start_workload_task};
 pub use self::look::{CATALOG, look, newest_migration};
 pub use self::people::{Enrolled, admin, bootstrap_is_over, enrol, everybody, running_task};
 pub use self::read::{Find, Person, Viewer, active_person, find, statement, task_is_live};

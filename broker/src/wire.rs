@@ -392,6 +392,9 @@ pub enum WhoAmI {
     Agent {
         agent: String,
         sponsor: String,
+        /// Who set it off, if somebody else did who is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        actor: Option<String>,
         task: String,
         task_id: Uuid,
         #[serde(with = "time::serde::rfc3339")]
@@ -514,6 +517,84 @@ pub struct StartedTask {
 impl fmt::Debug for StartedTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StartedTask").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What is exchanged: a JWT (RFC 8693, section 3).
+pub const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+/// What is given for it.
+pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+/// The one grant of `/v1/token`.
+pub const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+
+/// `POST /v1/token`, form-encoded: a token exchange (RFC 8693, section 2.1). Parameters that are not here are ignored, as OAuth
+/// wants it.
+#[derive(Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct TokenRequest {
+    /// `urn:ietf:params:oauth:grant-type:token-exchange`.
+    pub grant_type: String,
+    /// The workload's token.
+    pub subject_token: String,
+    /// `urn:ietf:params:oauth:token-type:jwt`.
+    pub subject_token_type: String,
+    /// Not supported: who acts is in the subject token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor_token: Option<String>,
+}
+
+impl TokenRequest {
+    pub fn new(subject_token: String) -> Self {
+        let (grant_type, subject_token_type) = (TOKEN_EXCHANGE.to_owned(), JWT.to_owned());
+        Self { grant_type, subject_token, subject_token_type, actor_token: None }
+    }
+
+    /// Whether it is the one exchange that there is; or why not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if self.grant_type != TOKEN_EXCHANGE {
+            return Err("grant_type is urn:ietf:params:oauth:grant-type:token-exchange");
+        }
+        if self.subject_token_type != JWT {
+            return Err("subject_token_type is urn:ietf:params:oauth:token-type:jwt");
+        }
+        if self.actor_token.is_some() {
+            return Err("there is no actor_token here: the subject token says who set it off");
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for TokenRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenRequest").finish_non_exhaustive()
+    }
+}
+
+/// A task token for a workload's (RFC 8693, section 2.2.1), and what it is good for.
+#[derive(Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct IssuedToken {
+    /// The task token.
+    pub access_token: String,
+    pub issued_token_type: String,
+    /// `Bearer`.
+    pub token_type: String,
+    /// Seconds.
+    pub expires_in: u32,
+    pub task_id: Uuid,
+    pub agent: String,
+    pub sponsor: String,
+    /// Who set it off, if somebody did who is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
+    pub task: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+}
+
+impl fmt::Debug for IssuedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IssuedToken").field("task_id", &self.task_id).finish_non_exhaustive()
     }
 }
 

@@ -37,6 +37,7 @@ Examples:
   BROKER_TOKEN=$(broker task start --agent coder --task OPS-7) claude
   eval \"$(broker task start --agent coder --task OPS-7 -o env)\"")]
     Start(StartArgs),
+    Exchange(crate::exchange::ExchangeArgs),
     /// Ends a task: its token, and every lease that is open under it
     #[command(after_help = "Example:\n  broker task end 01a1fbfd-3545-7606-ae51-92561ad63577")]
     End {
@@ -95,17 +96,14 @@ pub(crate) fn task(context: &Context, command: &TaskCommand) -> Result<()> {
         // So that the agent does not go on under an older task.
         TaskCommand::Start(args) => start(context, args)
             .map_err(|failure| failure.or_else_unset("unset BROKER_TOKEN; false\n")),
+        TaskCommand::Exchange(args) => crate::exchange::exchange(context, args)
+            .map_err(|failure| failure.or_else_unset("unset BROKER_TOKEN; false\n")),
         TaskCommand::End { id } => end(context, *id),
     }
 }
 
 fn start(context: &Context, args: &StartArgs) -> Result<()> {
-    if context.format == Format::CredentialProcess {
-        return Err(Failure::invalid(
-            "a task's token is no AWS credential",
-            "Use `-o text`, `-o json` or `-o env`.",
-        ));
-    }
+    refuse_credential_process(context)?;
     let request = ActRequest::TaskStart {
         agent: args.agent.clone(),
         task: args.task.clone(),
@@ -114,10 +112,30 @@ fn start(context: &Context, args: &StartArgs) -> Result<()> {
     // Before anything is signed: a token that has nowhere to go would be lost.
     let file = args.write_token.as_deref().map(NewFile::beside).transpose()?;
     let signed = draw_up_and_sign(context, &request, args.key.as_deref())?;
+    hand_over(context, signed.task, signed.receipt.as_ref(), file)
+}
+
+pub(crate) fn refuse_credential_process(context: &Context) -> Result<()> {
+    if context.format == Format::CredentialProcess {
+        return Err(Failure::invalid(
+            "a task's token is no AWS credential",
+            "Use `-o text`, `-o json` or `-o env`.",
+        ));
+    }
+    Ok(())
+}
+
+/// Gives the token of a task that was started to whoever asked: in a file, to a shell, or as it is.
+pub(crate) fn hand_over(
+    context: &Context,
+    task: Option<StartedTask>,
+    receipt: Option<&Receipt>,
+    file: Option<NewFile<'_>>,
+) -> Result<()> {
     // It goes onto a terminal or into a shell: what is no token is neither printed nor evaluated.
     let is_token =
         |it: &str| it.bytes().all(|it| it.is_ascii_alphanumeric() || b"-_.".contains(&it));
-    let Some(task) = signed.task.filter(|it| is_token(&it.token)) else {
+    let Some(task) = task.filter(|it| is_token(&it.token)) else {
         return Err(Failure::unexpected(
             "the broker started a task and told no token",
             "End it with `broker task end`, and tell the broker's operators.",
@@ -141,7 +159,7 @@ fn start(context: &Context, args: &StartArgs) -> Result<()> {
     if context.format == Format::Env {
         return output::data(&format!("export BROKER_TOKEN='{}'\n", task.token));
     }
-    let told = Told { task: &task, receipt: signed.receipt.as_ref() };
+    let told = Told { task: &task, receipt };
     context.print(|| format!("{}\n", task.token), || output::pretty(&told))
 }
 
@@ -155,13 +173,13 @@ struct Told<'a> {
 }
 
 /// A file for its owner alone to read, that takes its place when it is whole. What was there stays until then.
-struct NewFile<'a> {
+pub(crate) struct NewFile<'a> {
     path: &'a Path,
     file: NamedTempFile,
 }
 
 impl<'a> NewFile<'a> {
-    fn beside(path: &'a Path) -> Result<Self> {
+    pub(crate) fn beside(path: &'a Path) -> Result<Self> {
         let dir = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let private = Permissions::from_mode(0o600);
         let file =

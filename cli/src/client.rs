@@ -103,6 +103,15 @@ impl Client {
         self.read(self.send(path, body, None))
     }
 
+    /// Posts a form, as OAuth has it.
+    pub(crate) fn post_form<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        form: &[(&str, &str)],
+    ) -> Result<T> {
+        self.read(self.agent.post(self.url.join(path)).send_form(form.iter().copied()))
+    }
+
     /// Posts what may be sent again as it is: with the same `Idempotency-Key` it is the same request.
     pub(crate) fn post_again<T: DeserializeOwned>(
         &self,

@@ -8,6 +8,7 @@ mod agent;
 mod approval;
 mod audit;
 mod client;
+mod exchange;
 mod output;
 mod settings;
 mod sign;
@@ -117,7 +118,7 @@ impl Command {
             // Standard output is the child's.
             Self::Exec(_) => Format::Text,
             // The token alone, for a shell's `$(…)`.
-            Self::Task(act::TaskCommand::Start(_)) => Format::Text,
+            Self::Task(act::TaskCommand::Start(_) | act::TaskCommand::Exchange(_)) => Format::Text,
             Self::Login(args) if args.as_json => Format::Json,
             _ if std::io::stdout().is_terminal() => Format::Text,
             _ => Format::Json,
@@ -128,7 +129,9 @@ impl Command {
     fn may_print_credentials(&self) -> bool {
         matches!(
             self,
-            Self::Lease(_) | Self::Credentials(_) | Self::Task(act::TaskCommand::Start(_))
+            Self::Lease(_)
+                | Self::Credentials(_)
+                | Self::Task(act::TaskCommand::Start(_) | act::TaskCommand::Exchange(_))
         )
     }
 }

@@ -493,10 +493,11 @@ pub(crate) fn explanation_text(it: &Explanation) -> String {
 
 pub(crate) fn whoami_text(who: &WhoAmI) -> String {
     match who {
-        WhoAmI::Agent { agent, sponsor, task, task_id: _, token_expires_at } => format!(
-            "agent      {}\nsponsor    {}\ntask       {}\ntoken ends {}\n",
+        WhoAmI::Agent { agent, sponsor, actor, task, task_id: _, token_expires_at } => format!(
+            "agent      {}\nsponsor    {}\n{}task       {}\ntoken ends {}\n",
             name(agent),
             name(sponsor),
+            actor.as_ref().map_or_else(String::new, |it| format!("set off by {}\n", name(it))),
             words(task),
             utc(*token_expires_at)
         ),

@@ -56,6 +56,11 @@ pub(crate) struct Global {
 struct Surroundings {
     #[arg(long, env = "BROKER_TOKEN", value_parser = secret)]
     token: Option<SecretString>,
+    /// What GitHub Actions sets for a job that may ask for tokens.
+    #[arg(long, env = "ACTIONS_ID_TOKEN_REQUEST_URL")]
+    github_url: Option<String>,
+    #[arg(long, env = "ACTIONS_ID_TOKEN_REQUEST_TOKEN", value_parser = secret)]
+    github_token: Option<SecretString>,
     #[arg(long, env = "NO_COLOR")]
     no_color: Option<OsString>,
     #[arg(long, env = "XDG_CONFIG_HOME")]
@@ -107,6 +112,7 @@ pub(crate) struct Settings {
     token: Option<SecretString>,
     token_file: Option<PathBuf>,
     logins: Option<PathBuf>,
+    github: Option<(String, SecretString)>,
 }
 
 impl Settings {
@@ -132,6 +138,7 @@ impl Settings {
             token: around.token.filter(|it| !it.expose_secret().is_empty()),
             token_file: token_file.or_else(|| file.token_file.map(written)),
             logins: logins.map(|it| it.join("broker/login.json")),
+            github: around.github_url.zip(around.github_token),
         })
     }
 
@@ -154,6 +161,11 @@ impl Settings {
             )),
             token => Ok(Some(SecretString::from(token))),
         }
+    }
+
+    /// Where a job of GitHub Actions asks for its token, and with what.
+    pub(crate) fn github_job(&self) -> Option<(&str, &SecretString)> {
+        self.github.as_ref().map(|(url, token)| (url.as_str(), token))
     }
 
     /// This person's session at this broker, unless it is over.
@@ -348,6 +360,7 @@ mod tests {
             token: None,
             token_file: None,
             logins: Some(dir.path().join("state/broker/login.json")),
+            github: None,
         };
         let here = settings("https://a.example");
         let session = LoginSession {

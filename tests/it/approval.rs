@@ -52,7 +52,7 @@ fn inside(file: &[u8]) -> Export {
 
 /// The file of an export that this instance seals: what somebody could do who holds its key.
 fn sealed(broker: &TestBroker, export: &Export) -> Vec<u8> {
-    approval::seal(export, |it| broker.broker.tokens.sign_bytes(it)).unwrap().file()
+    approval::seal(export, |it| broker.broker.tokens.key_of("").sign(it)).unwrap().file()
 }
 
 /// The codes of what is wrong with an export that this instance seals.
@@ -272,7 +272,7 @@ async fn another_instance_cannot_speak_for_the_one_that_people_signed_for() {
     export.lease.state = LeaseState::Revoked;
     export.lease.ended_at = Some(export.exported_at);
     assert_eq!(codes(&broker, &export), [""; 0], "the control");
-    export.instance_key = Jwk::of(other.broker.tokens.public_key());
+    export.instance_key = Jwk::of(other.broker.tokens.key_of("").public());
     let resealed = sealed(&other, &export);
     assert_eq!(verify(&resealed, None).unwrap_err()[0].fault.code(), "other-instance");
     let pin = broker.broker.tokens.key_id();
@@ -281,7 +281,7 @@ async fn another_instance_cannot_speak_for_the_one_that_people_signed_for() {
     // The statement and the signature of another instance, under this one's seal.
     let theirs = approved(&other).await;
     let mut ours = theirs.clone();
-    ours.instance_key = Jwk::of(broker.broker.tokens.public_key());
+    ours.instance_key = Jwk::of(broker.broker.tokens.key_of("").public());
     assert_eq!(codes(&broker, &ours), ["other-instance"]);
     ours.instance_key = theirs.instance_key;
     assert_eq!(codes(&broker, &ours), ["seal-broken"]);
@@ -603,6 +603,6 @@ fn the_key_id_in_tokens_and_in_exports_is_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("instance.pem");
     std::fs::write(&path, Tokens::generate_key().expose_secret()).unwrap();
-    let tokens = Tokens::load(&path, "http://localhost:1").unwrap();
-    assert_eq!(Jwk::of(tokens.public_key()).thumbprint(), tokens.key_id());
+    let tokens = Tokens::load(&path, &[], "http://localhost:1").unwrap();
+    assert_eq!(Jwk::of(tokens.key_of("").public()).thumbprint(), tokens.key_id());
 }

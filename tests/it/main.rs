@@ -36,3 +36,4 @@ mod stop_attacks;
 mod surface;
 mod tampering;
 mod toolbox;
+mod workloads;

@@ -75,7 +75,7 @@ impl Site {
         let first_port = free_port().await;
         let origin = format!("http://localhost:{first_port}");
         write_config(&config_dir, &origin, &setup);
-        let tokens = Tokens::load(&config_dir.join("instance.pem"), &origin).expect("a key");
+        let tokens = Tokens::load(&config_dir.join("instance.pem"), &[], &origin).expect("a key");
 
         let as_owner = PgPoolOptions::new().max_connections(3).after_connect(|connection, _| {
             Box::pin(async move {

@@ -542,10 +542,22 @@ async fn nobody_who_stands_behind_a_lease_signs_for_it() {
         id
     };
     let production = with(&mut world, &[]).await;
-    let piped = with(&mut world, &[("actor", "'bob'")]).await;
+    // Whoever set them off: their tasks say so.
+    let mut tasks = Vec::new();
+    for actor in ["bob", "alice"] {
+        let id = Uuid::new_v4();
+        let task = format!(
+            "insert into task (id, agent, sponsor, task, started_at, expires_at, issuer, subject, token_sha256, actor, claims)
+             select '{id}', agent, sponsor, task, started_at, expires_at, 'i', 's', sha256('{actor}'), '{actor}', '{{}}' from task limit 1"
+        );
+        world.owner.does(&task).await;
+        tasks.push(quoted(id));
+    }
+    let piped = with(&mut world, &[("actor", "'bob'"), ("task_id", &tasks[0])]).await;
     let staging = [("tier", "'staging-sensitive'"), ("environment", "'staging'")];
     let sensitive = with(&mut world, &staging).await;
-    let piped_sensitive = with(&mut world, &[&staging[..], &[("actor", "'alice'")]].concat()).await;
+    let by_alice = [("actor", "'alice'"), ("task_id", &*tasks[1])];
+    let piped_sensitive = with(&mut world, &[staging, by_alice].concat()).await;
     let destructive = with(&mut world, &[("tier", "'destructive'")]).await;
 
     let behind = "stands behind lease";
@@ -1819,6 +1831,7 @@ async fn operations_read_every_view_and_nothing_else() {
         "rulesets",
         "session_history",
         "stopped_sessions",
+        "tasks",
     ];
     assert_eq!(views, expected);
     for view in views {
@@ -1881,6 +1894,7 @@ async fn operations_run_none_of_our_functions_and_the_server_only_those_it_needs
         "make_event_partition(date)",
         "role_is_cut_off(text,timestamp with time zone)",
         "schema_version()",
+        "start_workload_task(uuid,text,text,text,text,text,bytea,text,boolean,jsonb,timestamp with time zone,timestamp with time zone,bigint,bytea)",
         "task_is_live(uuid,text,text,timestamp with time zone)",
     ]);
     let mut of_ops = BTreeSet::new();

@@ -7,13 +7,15 @@ use tests::sts::FakeSts;
 use tests::{Answer, TestBroker};
 
 /// Routes that need no token, with what a caller without any authority gets.
-const OPEN: [(&str, &str, u16); 6] = [
+const OPEN: [(&str, &str, u16); 8] = [
     ("post", "/v1/leases/{id}/signatures", 403),
     ("post", "/v1/statements", 404),
     ("post", "/v1/login/nonce", 200),
     ("post", "/v1/login", 403),
+    ("post", "/v1/token", 400),
     ("get", "/healthz", 200),
     ("get", "/readyz", 200),
+    ("get", "/.well-known/jwks.json", 200),
 ];
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 pub mod corpus;
 pub mod history;
+pub mod issuer;
 pub mod keys;
 pub mod logs;
 pub mod oracle;
@@ -67,6 +68,15 @@ pub struct Answer {
 }
 
 impl Answer {
+    async fn of(router: Router, request: Request<Body>) -> Self {
+        let answer = router.oneshot(request).await.expect("infallible");
+        let (parts, body) = answer.into_parts();
+        let bytes = body.collect().await.expect("a body").to_bytes();
+        let body = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        Self { status: parts.status, headers: parts.headers, body }
+    }
+
     /// The problem's `type`, or nothing.
     pub fn problem(&self) -> &str {
         self.body["type"].as_str().unwrap_or_default()
@@ -178,6 +188,18 @@ impl TestBroker {
         body: Option<Value>,
     ) -> Answer {
         Sender::of(self).send(method, path, token, headers, body).await
+    }
+
+    /// Exchanges the token of a workload.
+    pub async fn exchange(&self, token: &str) -> Answer {
+        self.send_form("/v1/token", issuer::exchange_form(token)).await
+    }
+
+    pub async fn send_form(&self, path: &str, form: String) -> Answer {
+        let request = Request::post(path)
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Body::from(form));
+        Answer::of(self.router.clone(), request.expect("a request")).await
     }
 
     /// An unsigned lease on staging, approved and not claimed.
@@ -323,12 +345,7 @@ impl Sender {
                 .body(Body::from(body.to_string())),
             None => request.body(Body::empty()),
         };
-        let answer = self.0.clone().oneshot(request.expect("a request")).await.expect("infallible");
-        let (parts, body) = answer.into_parts();
-        let bytes = body.collect().await.expect("a body").to_bytes();
-        let body = serde_json::from_slice(&bytes)
-            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
-        Answer { status: parts.status, headers: parts.headers, body }
+        Answer::of(self.0.clone(), request.expect("a request")).await
     }
 }
 

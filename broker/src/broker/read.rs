@@ -115,6 +115,7 @@ impl Broker {
                 Ok(wire::WhoAmI::Agent {
                     agent: agent.name.clone(),
                     sponsor: agent.sponsor.clone(),
+                    actor: agent.origin.actor.clone(),
                     task: agent.task.clone(),
                     task_id: agent.task_id,
                     token_expires_at: agent.token_expires_at,

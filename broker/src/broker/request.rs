@@ -149,6 +149,13 @@ impl Broker {
                 if !scope.tier.sponsor_may_sign() {
                     except.push(agent.sponsor.clone());
                 }
+                if agent.origin.actor_unknown {
+                    return deny(
+                        "people would have to sign, and nobody knows who set this off: who that is must not sign. The issuer's `actors` name them"
+                            .into(),
+                    );
+                }
+                except.extend(agent.origin.actor.clone());
                 let eligible =
                     store::eligible_signers(&self.pool, &rule.groups, rule.assurance, &except)
                         .await?;
@@ -272,9 +279,12 @@ impl Broker {
         let terms = LeaseTerms {
             broker: self.tokens.issuer(),
             lease_id: id,
-            agent: AgentTerms { name: agent.name.clone(), issuer: origin.clone() },
+            agent: AgentTerms {
+                name: agent.name.clone(),
+                issuer: agent.origin.issuer.clone().unwrap_or_else(|| origin.clone()),
+            },
             sponsor: agent.sponsor.clone(),
-            actor: None,
+            actor: agent.origin.actor.clone(),
             sponsor_task: agent.task.clone(),
             agent_says: AgentWords {
                 task: task.to_owned(),

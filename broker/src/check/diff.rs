@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::catalogue::{Catalogue, Scope};
 use crate::config::{Config, Settings, Span};
 use crate::statement::Conditions;
+use crate::workload::issuer::Issuer;
 
 /// Everything that `new` allows and `old` did not, or demands less for; a line each. What cannot be compared counts.
 pub fn loosened(old: &Config, new: &Config) -> Vec<String> {
@@ -176,6 +177,26 @@ fn compare_settings(old: &Config, new: &Config, lines: &mut Vec<String>) {
     ] {
         if before != after {
             lines.push(format!("{what} is {after}, was {before}"));
+        }
+    }
+    let workloads = |it: &Settings| -> Vec<(String, String)> {
+        let of = |issuer: &Issuer| {
+            let all = issuer.workloads.iter().map(|it| {
+                let who = format!("{} is agent {} of {}", it.subject, it.agent, it.sponsor);
+                // All that decides about it: its issuer's keys and algorithms, its own claims, who sets it off.
+                let alone = Issuer { workloads: vec![it.clone()], ..issuer.clone() };
+                (format!("issuers: {}: {who}", issuer.issuer), format!("{alone:?}"))
+            });
+            all.collect::<Vec<_>>()
+        };
+        it.issuers.iter().flat_map(of).collect()
+    };
+    let was = workloads(before);
+    for (line, whole) in workloads(after) {
+        match was.iter().find(|it| it.0 == line) {
+            Some(it) if it.1 == whole => {}
+            Some(_) => lines.push(format!("{line}, under other conditions")),
+            None => lines.push(line),
         }
     }
     let authority = |it: &Settings| {

@@ -145,11 +145,11 @@ pub async fn open(
             insert into lease (id, idempotency_key, agent, sponsor, task_id, task, reason, rollback, scope, environment, tier,
                                account, region, role_arn, actions, resources, assume_role, window_seconds, rules_sha256,
                                decided_by, state, requested_at, sign_by, signatures_needed, eligible_signers, request_sha256,
-                               approved_at, claim_by, ends_at, claimed_at, ended_at, end_reason)
+                               approved_at, claim_by, ends_at, claimed_at, ended_at, end_reason, actor)
             select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18::int, $19, $20, $21, $22, $23,
                    $24, $25, $26, approved_at, approved_at + $28::int * interval '1 second',
                    approved_at + $18::int * interval '1 second', case when $29::uuid is not null then $22 end,
-                   case when $21 = 'denied' then $22 end, $30
+                   case when $21 = 'denied' then $22 end, $30, $35
               from gate, (select case when $21 = 'approved' then $22 end) as it (approved_at)
              where verdict = 'open'
             on conflict (agent, sponsor, idempotency_key) do nothing
@@ -200,6 +200,7 @@ pub async fn open(
         claim.as_ref().map(|it| it.name.as_str()),
         &events[..],
         lease.join.map(|it| i32::try_from(it.whole_seconds()).unwrap_or(i32::MAX)),
+        agent.origin.actor,
     )
     .fetch_one(pool)
     .await?;

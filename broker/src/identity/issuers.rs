@@ -1,0 +1,55 @@
+//! The issuers that are configured, and who comes with their tokens.
+
+use std::path::Path;
+
+use time::OffsetDateTime;
+
+use super::jwks::{Jwks, Source};
+use crate::workload::issuer::Issuer;
+use crate::workload::{Workload, WorkloadError, read};
+
+/// All issuers, with what we know of their keys.
+#[derive(Debug, Default)]
+pub struct Issuers(Vec<(Issuer, Jwks)>);
+
+impl Issuers {
+    /// Reads what the issuers' settings name in `dir`; no network.
+    pub fn load(issuers: &[Issuer], dir: &Path) -> Result<Self, String> {
+        let load = |issuer: &Issuer| {
+            let source = match (&issuer.jwks_uri, &issuer.jwks_file) {
+                (Some(uri), _) => {
+                    let roots = issuer.ca_file.as_ref().map(|it| {
+                        let path = dir.join(it);
+                        std::fs::read_to_string(&path)
+                            .map_err(|error| format!("{}: {error}", path.display()))
+                    });
+                    Source::url(uri, roots.transpose()?.as_deref())
+                        .map_err(|error| format!("issuers: {}: ca_file: {error}", issuer.issuer))?
+                }
+                (None, file) => Source::File(dir.join(file.as_deref().unwrap_or(Path::new("")))),
+            };
+            Ok((issuer.clone(), Jwks::new(source)))
+        };
+        issuers.iter().map(load).collect::<Result<_, String>>().map(Self)
+    }
+
+    /// Which workload this token is of. `origin` is the audience of issuers that name no other.
+    pub async fn authenticate(
+        &self,
+        token: &str,
+        origin: &str,
+        now: OffsetDateTime,
+    ) -> Result<Workload, WorkloadError> {
+        let unverified = read(token)?;
+        let (issuer, keys) = (self.0.iter())
+            .find(|(it, _)| it.issuer == unverified.issuer)
+            .ok_or(WorkloadError::UnknownIssuer)?;
+        // Before anybody is asked for a key.
+        unverified.algorithm(issuer)?;
+        let key = keys.key(&unverified.key_id, now).await?;
+        let signed = unverified.verify(issuer, |algorithm| {
+            key.verifies(unverified.signature, unverified.message.as_bytes(), algorithm)
+        })?;
+        signed.workload(origin, now)
+    }
+}
