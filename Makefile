@@ -53,8 +53,9 @@ dev: build ## Run the whole product until Ctrl-C, and try it from another termin
 .PHONY: test
 test: check check-actions build ## Check and test everything, as CI does
 	@scripts/setup.sh --oracle
+	@scripts/setup.sh --clients
 	@scripts/setup.sh --sk-dummy
-	@AWS_CLI="$$(scripts/setup.sh --print-aws)" POLICY_ORACLE="$$(scripts/setup.sh --print-oracle)" \
+	@AWS_CLI="$$(scripts/setup.sh --print-aws)" CLIENTS="$$(scripts/setup.sh --print-clients)" POLICY_ORACLE="$$(scripts/setup.sh --print-oracle)" \
 	    SK_DUMMY="$$(scripts/setup.sh --print-sk-dummy)" cargo test --workspace --locked
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=3
 

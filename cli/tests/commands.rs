@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
@@ -327,7 +327,8 @@ fn exec_runs_the_command_with_these_credentials_alone() {
     let (url, seen) = serve(|_, _| Answer::Json(201, issued()));
     let script = "echo $AWS_ACCESS_KEY_ID $AWS_REGION $AWS_CONFIG_FILE ${AWS_PROFILE-none} $BROKER_TOKEN; exit 42";
     let home = TempDir::new().unwrap();
-    let output = broker(&url, home.path(), &["exec", "--scope", "s", "--", "sh", "-c", script])
+    let args = ["exec", "--scope", "s", "--env", "--", "sh", "-c", script];
+    let output = broker(&url, home.path(), &args)
         .env("BROKER_TOKEN", "agent-token")
         .env("AWS_PROFILE", "admin")
         .output()
@@ -335,6 +336,287 @@ fn exec_runs_the_command_with_these_credentials_alone() {
     assert_exit(&output, 42);
     assert_eq!(out(&output), "ASIAEXAMPLE eu-west-1 /dev/null none agent-token\n");
     assert_eq!(seen.lock().unwrap()[0].body["deliver"], true);
+}
+
+/// RFC 3339, so many minutes from now.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the edge of the tests: the endpoint goes by real time"
+)]
+fn in_minutes(minutes: i64) -> String {
+    let at = time::OffsetDateTime::now_utc() + time::Duration::minutes(minutes);
+    at.format(&time::format_description::well_known::Rfc3339).unwrap()
+}
+
+/// Credentials number `number`, good for so many minutes.
+fn good_for(number: usize, minutes: i64) -> Value {
+    let mut it = credentials();
+    it["access_key_id"] = json!(format!("ASIA{number}"));
+    it["expires_at"] = json!(in_minutes(minutes));
+    it
+}
+
+/// An unsigned lease with credentials, and when its window ends.
+fn unsigned(number: usize, minutes: i64, window_minutes: i64) -> Value {
+    let mut it = lease("issued");
+    it["signatures_needed"] = json!(0);
+    it["ends_at"] = json!(in_minutes(window_minutes));
+    it["credentials"] = good_for(number, minutes);
+    it
+}
+
+/// A command under `broker exec` that tells where its endpoint is, and runs until its input ends.
+struct Running {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    address: String,
+    token: String,
+    environment: String,
+}
+
+impl Running {
+    fn start(url: &str, script: &str) -> Self {
+        let home = TempDir::new().unwrap();
+        let script = format!("env; echo READY; {script}");
+        let args = ["exec", "--scope", "s", "--task", "OPS-7", "--", "sh", "-c", &script];
+        let mut child = broker(url, home.path(), &args)
+            .env("BROKER_TOKEN", "agent-token")
+            .env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/of/another")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut environment = String::new();
+        while !environment.ends_with("READY\n") {
+            assert_ne!(stdout.read_line(&mut environment).unwrap(), 0, "it ended: {environment}");
+        }
+        let value = |name: &str| {
+            environment.lines().find_map(|it| it.strip_prefix(name)).unwrap_or_default().to_owned()
+        };
+        let uri = value("AWS_CONTAINER_CREDENTIALS_FULL_URI=http://");
+        let address = uri.strip_suffix("/credentials").expect("its path").to_owned();
+        let token = value("AWS_CONTAINER_AUTHORIZATION_TOKEN=");
+        Self { child, stdout, address, token, environment }
+    }
+
+    fn send(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        // It may have answered and hung up before it was sent all.
+        let _ = stream.write_all(request.as_bytes());
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).unwrap()
+    }
+
+    fn request(&self) -> String {
+        let Self { address, token, .. } = self;
+        format!(
+            "GET /credentials HTTP/1.1\r\nHost: {address}\r\nAccept: */*\r\nAuthorization: {token}\r\n\r\n"
+        )
+    }
+
+    /// The status and the document.
+    fn get(&self) -> (u16, Value) {
+        let answer = self.send(&self.request());
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+        (head[9..12].parse().unwrap(), serde_json::from_str(body).unwrap())
+    }
+
+    fn key(&self) -> Value {
+        let (status, document) = self.get();
+        assert_eq!(status, 200, "{document}");
+        document["AccessKeyId"].clone()
+    }
+
+    /// Ends the command's input, and so the command.
+    fn end(mut self) -> Output {
+        drop(self.child.stdin.take());
+        let address = self.address.clone();
+        let output = self.child.wait_with_output().unwrap();
+        assert!(TcpStream::connect(address).is_err(), "the endpoint is gone with the command");
+        output
+    }
+}
+
+#[test]
+fn the_endpoint_of_exec_serves_who_has_its_token_and_is_gone_with_the_command() {
+    let (url, seen) = serve(|_, _| Answer::Json(201, unsigned(1, 15, 60)));
+    let running = Running::start(&url, "cat; exit 42");
+    let Running { address, token, environment, .. } = &running;
+    for secret in [SECRET, "ASIA1", "tok==", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] {
+        assert!(!environment.contains(secret), "{secret} is in {environment}");
+    }
+    assert!(environment.contains("AWS_CONFIG_FILE=/dev/null\n"), "{environment}");
+    assert!(address.starts_with("127.0.0.1:") && 43 <= token.len(), "{environment}");
+
+    let good = running.request();
+    assert!(running.send(&good).contains("\r\ncache-control: no-store\r\n"));
+    let (status, document) = running.get();
+    assert_eq!(status, 200);
+    assert_eq!(document["AccessKeyId"], "ASIA1");
+    assert_eq!(document["SecretAccessKey"], SECRET);
+    assert_eq!(document["Token"], "tok==");
+    assert_eq!(document["AccountId"], "000000000000");
+    assert_eq!(document["Expiration"], in_minutes(15)[..19].to_owned() + "Z");
+
+    let authorization = format!("Authorization: {token}\r\n");
+    let host = format!("Host: {address}\r\n");
+    for (what, request, status) in [
+        ("no token", good.replace(&authorization, ""), "401"),
+        ("another token", good.replace(&token[1..], "x"), "401"),
+        ("half the token", good.replace(&token[20..], ""), "401"),
+        ("the token twice", good.replace(&authorization, &authorization.repeat(2)), "401"),
+        ("no host", good.replace(&host, ""), "400"),
+        ("a host that resolves here", good.replace("127.0.0.1", "evil.example"), "400"),
+        ("another spelling of it", good.replace("127.0.0.1", "localhost"), "400"),
+        ("another path", good.replace("/credentials", "/credentials/"), "404"),
+        ("the root", good.replace("/credentials", "/"), "404"),
+        ("another method", good.replace("GET", "POST"), "405"),
+        ("no HTTP", "\x16\x03\x01 hello\r\n\r\n".to_owned(), "400"),
+        ("half a request", good[..30].to_owned() + "\0", "400"),
+        ("a flood", good.replace("*/*", &"x".repeat(20_000)), "431"),
+    ] {
+        let answer = running.send(&request);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{what}: {answer}");
+        assert!(!answer.contains(SECRET) && !answer.contains(token.as_str()), "{what}: {answer}");
+        assert!(
+            answer.contains("\"Code\":") && answer.contains("\"Message\":"),
+            "{what}: {answer}"
+        );
+    }
+    // Who says nothing holds up nobody.
+    let silent: Vec<_> = (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
+    assert_eq!(running.key(), "ASIA1");
+    drop(silent);
+    assert_eq!(seen.lock().unwrap().len(), 1, "it gave what it had");
+    assert_exit(&running.end(), 42);
+}
+
+#[test]
+fn credentials_that_end_soon_are_renewed_by_one_request_however_many_ask() {
+    let (url, seen) = serve(|before, _| match before {
+        0 => Answer::Json(201, unsigned(1, 4, 60)),
+        _ => Answer::Json(200, good_for(2, 60)),
+    });
+    let running = Running::start(&url, "cat");
+    let keys: Vec<_> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..8).map(|_| scope.spawn(|| running.key())).collect();
+        asking.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    assert_eq!(keys, ["ASIA2"; 8]);
+    assert_exit(&running.end(), 0);
+    let lines: Vec<_> = seen.lock().unwrap().iter().map(|it| it.line.clone()).collect();
+    assert_eq!(lines, ["POST /v1/leases", &format!("POST /v1/leases/{ID}/credentials")]);
+}
+
+#[test]
+fn a_window_that_is_over_is_asked_for_again_in_the_same_words_unless_somebody_ended_it() {
+    let (url, seen) = serve(|_, request| match request.line.as_str() {
+        "POST /v1/leases" if request.headers["idempotency-key"].is_empty() => Answer::HangUp,
+        "POST /v1/leases" => Answer::Json(201, unsigned(1, 60, 3)),
+        _ => Answer::Json(200, lease("expired")),
+    });
+    let running = Running::start(&url, "cat");
+    // The session lasts an hour, and its lease three minutes.
+    assert_eq!(running.get().1["Expiration"], in_minutes(3)[..19].to_owned() + "Z");
+    assert_exit(&running.end(), 0);
+    {
+        let seen = seen.lock().unwrap();
+        let lines: Vec<_> = seen.iter().map(|it| it.line.as_str()).collect();
+        assert_eq!(lines, ["POST /v1/leases", &format!("GET /v1/leases/{ID}"), "POST /v1/leases"]);
+        assert_eq!(seen[0].body, seen[2].body);
+        assert_eq!((&seen[2].body["task"], &seen[2].body["join"]), (&json!("OPS-7"), &json!(true)));
+    }
+
+    let (url, seen) = serve(|before, _| match before {
+        0 => Answer::Json(201, unsigned(1, 60, 3)),
+        _ => Answer::Json(200, lease("revoked")),
+    });
+    let running = Running::start(&url, "cat");
+    let (status, document) = running.get();
+    assert_eq!((status, &document["Code"]), (403, &json!("ended")));
+    assert!(document["Message"].as_str().unwrap().contains("is revoked"), "{document}");
+    let output = running.end();
+    assert!(err(&output).contains("broker: no new credentials: "), "{}", err(&output));
+    assert_eq!(seen.lock().unwrap().len(), 2, "nobody asked for another");
+}
+
+#[test]
+fn a_refusal_reaches_the_command_in_the_brokers_words_and_takes_back_what_was_there() {
+    let (url, seen) = serve(|before, _| match before {
+        0 => Answer::Json(201, unsigned(1, 4, 60)),
+        1..3 => problem("frozen", 403),
+        _ => Answer::Json(200, good_for(2, 60)),
+    });
+    let running = Running::start(&url, "cat");
+    for _ in 0..2 {
+        let (status, document) = running.get();
+        assert_eq!((status, &document["Code"]), (403, &json!("frozen")));
+        assert_eq!(document["Message"], "T: d; next: n");
+    }
+    // Within a second the broker is not asked again; after it, it gives again.
+    let asked = std::time::Instant::now();
+    while running.get().0 != 200 {
+        assert!(asked.elapsed().as_secs() < 20, "it never gives again");
+    }
+    let output = running.end();
+    let lines: Vec<_> = err(&output).lines().map(str::to_owned).collect();
+    let told = ["broker: no new credentials: T: d; next: n", "broker: credentials are given again"];
+    assert_eq!(lines, told, "once each");
+    assert_eq!(seen.lock().unwrap().len(), 4);
+}
+
+#[test]
+fn a_broker_that_is_away_and_a_lease_that_gives_once_take_nothing_back() {
+    for (answer, code) in [("database-unavailable", 503), ("already-issued", 409)] {
+        let (url, _) = serve(move |before, _| match before {
+            0 => Answer::Json(201, unsigned(1, 4, 60)),
+            _ => problem(answer, code),
+        });
+        let running = Running::start(&url, "cat");
+        assert_eq!(running.key(), "ASIA1");
+        assert_exit(&running.end(), 0);
+        // Of what is over, only the reason is left.
+        let (url, _) = serve(move |before, _| match before {
+            0 => Answer::Json(201, unsigned(1, -1, 60)),
+            _ => problem(answer, code),
+        });
+        let running = Running::start(&url, "cat");
+        let (status, document) = running.get();
+        assert_eq!(document["Code"], answer);
+        assert_eq!(status, if code == 503 { 503 } else { 403 });
+    }
+}
+
+#[test]
+fn the_command_gets_the_signals_that_broker_gets_and_its_end_is_told_as_a_shell_does() {
+    let (url, _) = serve(|_, _| Answer::Json(201, unsigned(1, 15, 60)));
+    let signal = |running: &Running, name: &str| {
+        let id = running.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    };
+    // Nothing of ours is caught in the command.
+    let mut running = Running::start(&url, "exec cat");
+    let input = running.child.stdin.take();
+    signal(&running, "TERM");
+    assert_eq!(running.child.wait().unwrap().code(), Some(128 + 15));
+    drop(input);
+
+    let traps =
+        "trap 'echo hup; exit 7' HUP; trap 'echo int' INT; echo SET; while :; do sleep 0.02; done";
+    let mut running = Running::start(&url, traps);
+    let input = running.child.stdin.take();
+    let mut line = String::new();
+    running.stdout.read_line(&mut line).unwrap();
+    // A terminal sends this to both; sent to broker alone it stays there.
+    signal(&running, "INT");
+    signal(&running, "HUP");
+    running.stdout.read_to_string(&mut line).unwrap();
+    drop(input);
+    assert_eq!(line, "SET\nhup\n");
+    assert_eq!(running.child.wait().unwrap().code(), Some(7));
 }
 
 #[test]
@@ -347,6 +629,99 @@ fn exec_asks_for_nothing_when_there_is_no_such_command_and_leaves_stdout_alone_w
     assert_eq!(out(&output), "");
     assert_exit(&run(&url, &["exec", "--", "true"]), 2);
     assert_exit(&run(&url, &["exec", "--lease", ID, "--scope", "s", "--", "true"]), 2);
+}
+
+#[test]
+fn a_profile_is_written_beside_what_others_wrote_and_holds_no_token() {
+    let home = TempDir::new().unwrap();
+    let aws = home.path().join(".aws");
+    let config = aws.join("config");
+    let profile = |args: &[&str]| {
+        let args: Vec<_> = ["profile"].iter().chain(args).copied().collect();
+        broker("http://localhost:1", home.path(), &args)
+            .env("BROKER_TOKEN", "s3cr3t-token")
+            .output()
+            .unwrap()
+    };
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let text = || std::fs::read_to_string(&config).unwrap();
+
+    let added = profile(&[
+        "add",
+        "work",
+        "--scope",
+        "s",
+        "--reason",
+        "don't \"stop\"",
+        "--region",
+        "us-east-1",
+    ]);
+    assert_exit(&added, 0);
+    let program = env!("CARGO_BIN_EXE_broker");
+    let process = format!(
+        r#"{program} credentials --url http://localhost:1 --scope s --reason 'don'\''t "stop"'"#
+    );
+    assert_eq!(
+        text(),
+        format!("[profile work]\ncredential_process = {process}\nregion = us-east-1\n")
+    );
+    assert_eq!((mode(&aws), mode(&config)), (0o700, 0o600));
+    assert_eq!(serde_json::from_str::<Value>(&out(&added)).unwrap()["credential_process"], process);
+    assert!(err(&added).contains("BROKER_TOKEN"), "{}", err(&added));
+
+    // Behind a link, with somebody's words and their own access; and this profile is changed in its place.
+    let real = home.path().join("dotfiles");
+    let theirs = "# mine\r\n[profile other]\r\nregion=x\r\n";
+    std::fs::write(&real, format!("{theirs}{}", text())).unwrap();
+    std::fs::set_permissions(&real, Permissions::from_mode(0o640)).unwrap();
+    std::fs::remove_file(&config).unwrap();
+    std::os::unix::fs::symlink(&real, &config).unwrap();
+    assert_exit(
+        &profile(&["add", "work", "--scope", "t", "--ttl", "1h", "--action", "s3:Get*"]),
+        0,
+    );
+    let process = format!(
+        "{program} credentials --url http://localhost:1 --scope t --ttl 3600s --action 's3:Get*'"
+    );
+    assert_eq!(
+        text(),
+        format!("{theirs}[profile work]\ncredential_process = {process}\r\nregion = us-east-1\n")
+    );
+    assert!(config.is_symlink());
+    assert_eq!(mode(&real), 0o640);
+
+    // What is another's stays, unless told otherwise.
+    let before = text();
+    for args in [
+        &["add", "other", "--scope", "s"][..],
+        &["add", "work", "--scope", "s", "--url", "http://localhost:2"],
+        &["add", "a b", "--scope", "s"],
+        &["add", "new", "--scope", "s", "--reason", "line\nline"],
+        &["add", "new", "--scope", "s", "--region", "x y"],
+        &["remove", "other"],
+        &["remove", "nothing"],
+    ] {
+        let output = profile(args);
+        assert_exit(&output, 2);
+        assert!(err(&output).contains("\nnext: "), "{}", err(&output));
+        assert_eq!(text(), before, "{args:?}");
+    }
+    std::fs::write(aws.join("credentials"), "[keys]\naws_access_key_id = AKIA\n").unwrap();
+    assert_exit(&profile(&["add", "keys", "--scope", "s"]), 2);
+    assert_exit(&profile(&["add", "other", "--scope", "s", "--force"]), 0);
+    assert!(!text().contains("region=x") && text().starts_with("# mine\r\n"), "{}", text());
+
+    let listed = profile(&["list", "-o", "text"]);
+    let names: Vec<_> =
+        out(&listed).lines().map(|it| it.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(names, ["PROFILE", "work", "other"]);
+    for name in ["work", "other"] {
+        assert_exit(&profile(&["remove", name]), 0);
+    }
+    assert_eq!(text().trim_end(), "# mine");
+    assert_exit(&profile(&["add", "default", "--scope", "s"]), 0);
+    assert!(text().contains("\n[default]\r\n"), "{}", text());
+    assert!(!text().contains("s3cr3t"));
 }
 
 #[test]

@@ -79,7 +79,7 @@ async fn aws(dev: &Dev, lease: &[&str], command: &[&str]) -> Ran {
 }
 
 async fn lease(dev: &Dev, args: &[&str]) -> String {
-    id(&broker(dev, &[&["lease"], args].concat()).await.ended(0))
+    id(&broker(dev, &[&["lease", "--new"], args].concat()).await.ended(0))
 }
 
 fn id(ran: &Ran) -> String {
@@ -94,7 +94,8 @@ async fn show(dev: &Dev, lease: &str) -> Value {
 async fn ask_for_production(dev: &Dev) -> String {
     let arn = format!("arn:aws:s3:::{PRODUCTION}/{CONFIG_KEY}");
     let words = ["--reason", "new worker count", "--rollback", "put the old object back"];
-    let what = ["lease", "--scope", "prod-rw", "--action", "s3:PutObject", "--resource", &arn];
+    let what =
+        ["lease", "--new", "--scope", "prod-rw", "--action", "s3:PutObject", "--resource", &arn];
     id(&broker(dev, &[&what[..], &words].concat()).await.ended(3))
 }
 
@@ -360,9 +361,9 @@ async fn aws_sees_whose_session_it_is(dev: &Dev) {
     under(&statements).await;
     aws(dev, &["--lease", &id], &get).await.ended(0);
     for (statement, other) in [
-        (&statements[0], ["--scope", "staging-rw", "--task", "OPS-7"]),
-        (&statements[3], ["--scope", "staging-ro", "--task", "OPS-7"]),
-        (&statements[4], ["--scope", "staging-rw", "--task", "OPS-8"]),
+        (&statements[0], ["--new", "--scope", "staging-rw", "--task", "OPS-7"]),
+        (&statements[3], ["--new", "--scope", "staging-ro", "--task", "OPS-7"]),
+        (&statements[4], ["--new", "--scope", "staging-rw", "--task", "OPS-8"]),
     ] {
         under(std::slice::from_ref(statement)).await;
         aws(dev, &other, &get).await.refused_by_aws("s3:GetObject");

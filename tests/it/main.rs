@@ -7,6 +7,7 @@ mod approval;
 mod budgets;
 mod check;
 mod cli;
+mod clients;
 mod cost;
 mod dev;
 mod doctor;
