@@ -55,8 +55,10 @@ test: check check-actions build ## Check and test everything, as CI does
 	@scripts/setup.sh --oracle
 	@scripts/setup.sh --clients
 	@scripts/setup.sh --sk-dummy
-	@AWS_CLI="$$(scripts/setup.sh --print-aws)" CLIENTS="$$(scripts/setup.sh --print-clients)" POLICY_ORACLE="$$(scripts/setup.sh --print-oracle)" \
-	    SK_DUMMY="$$(scripts/setup.sh --print-sk-dummy)" cargo test --workspace --locked
+	@scripts/setup.sh --mcp-client
+	@AWS_CLI="$$(scripts/setup.sh --print-aws)" CLIENTS="$$(scripts/setup.sh --print-clients)" \
+	    POLICY_ORACLE="$$(scripts/setup.sh --print-oracle)" SK_DUMMY="$$(scripts/setup.sh --print-sk-dummy)" \
+	    MCP_CLIENT="$$(scripts/setup.sh --print-mcp-client)" cargo test --workspace --locked
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=3
 
 .PHONY: check
@@ -90,6 +92,7 @@ bench: setup ## Measure what a decision costs, how long an agent waits for a sig
 	cargo bench --locked --package broker --bench decide
 	cargo bench --locked --package broker --bench verify
 	@ulimit -n hard && cargo bench --locked --package tests --bench log
+	cargo build --release --locked --package cli
 	@ulimit -n hard && cargo bench --locked --package tests --bench waiting
 	@EVENTS=$(EVENTS) cargo bench --locked --package tests --bench history
 

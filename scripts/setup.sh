@@ -6,8 +6,10 @@
 #   scripts/setup.sh --oracle           and what the tests judge session policies with
 #   scripts/setup.sh --clients          and the AWS SDKs that the tests try credentials with
 #   scripts/setup.sh --sk-dummy         and what the tests have in place of security keys
+#   scripts/setup.sh --mcp-client       and the MCP client that the tests drive `broker mcp` with
 #   scripts/setup.sh --print-aws        where the AWS CLI is that this script installs
 #   scripts/setup.sh --print-clients    the folder of what --clients installs
+#   scripts/setup.sh --print-mcp-client the Python of what --mcp-client installs
 #   scripts/setup.sh --print-oracle     the folder of what --oracle installs
 #   scripts/setup.sh --print-postgres   the directory of PostgreSQL's programs
 #   scripts/setup.sh --print-sk-dummy   the file that --sk-dummy installs
@@ -245,6 +247,21 @@ install_sk_dummy() {
     finish_install sk_dummy_is_whole
 }
 
+# --- an MCP client that we did not write: the protocol's own SDK, for the tests
+
+mcp_requirements=$root/tests/mcp/requirements.txt
+mcp_version=$(sed -n 's/^mcp==\([0-9.]*\).*/\1/p' "$mcp_requirements")
+
+mcp_client_dir() { printf '%s/mcp-client-%s\n' "$(cache_dir)" "$mcp_version"; }
+mcp_client_is_whole() { "$(mcp_client_dir)/bin/python" -I -c 'import jsonschema, mcp' 2>/dev/null; }
+
+install_mcp_client() {
+    say "the MCP SDK $mcp_version will now be installed from PyPI in $(mcp_client_dir): the tests drive \`broker mcp\` with it"
+    begin_install "$(mcp_client_dir)"
+    install_python "$unfinished" "$mcp_requirements" "the MCP SDK"
+    finish_install mcp_client_is_whole
+}
+
 # --- PostgreSQL: where `brokerd dev` looks for it
 
 postgres_dir() (
@@ -427,10 +444,15 @@ case ${1-} in
             sk_dummy_is_whole || install_sk_dummy
         fi
         ;;
+    --mcp-client)
+        setup
+        mcp_client_is_whole || install_mcp_client
+        ;;
+    --print-mcp-client) printf '%s/bin/python\n' "$(mcp_client_dir)" ;;
     --print-aws) printf '%s/bin/aws\n' "$(aws_dir)" ;;
     --print-clients) clients_dir ;;
     --print-oracle) oracle_dir ;;
     --print-postgres) postgres_dir || die "PostgreSQL $oldest_postgres or newer is not installed; run scripts/setup.sh" ;;
     --print-sk-dummy) sk_dummy ;;
-    *) die "usage: scripts/setup.sh [--oracle | --clients | --sk-dummy | --print-aws | --print-clients | --print-oracle | --print-postgres | --print-sk-dummy]" ;;
+    *) die "usage: scripts/setup.sh [--oracle | --clients | --sk-dummy | --mcp-client | --print-aws | --print-clients | --print-mcp-client | --print-oracle | --print-postgres | --print-sk-dummy]" ;;
 esac

@@ -1,8 +1,9 @@
 //! For agents: asks for leases, looks at them, takes them back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use broker::lease::{LeaseId, LeaseState};
+use broker::problem::Kind;
 use broker::wire::{Credentials, Explanation, Lease, LeasePage, LeaseRequest, ScopeList, WhoAmI};
 use clap::Args;
 use serde_json::json;
@@ -11,17 +12,16 @@ use crate::Context;
 use crate::client::Client;
 use crate::output::{self, Failure, Format, Result};
 use crate::source::Leased;
+use crate::wait;
 
-/// How long the broker holds one answer back while nothing changes.
-const LONG_POLL_SECONDS: u64 = 30;
 /// Small enough that a page of leases with long ceilings fits into one answer.
 const PAGE: usize = 25;
 
 /// Asks for a lease on a scope
 ///
 /// Read-only and staging scopes are issued at once. Others wait for people to sign: the command then says who may,
-/// and ends with exit code 3, or waits for them with --wait. Asked again in the same words, it is the same lease while
-/// that is open.
+/// and ends with exit code 3, or waits for them with --wait. Asked again in the same words, it answers the lease that
+/// is open already: whoever asks twice waits on one.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -157,8 +157,8 @@ pub(crate) fn lease(context: &Context, args: LeaseArgs) -> Result<()> {
     let deliver = context.format.holds_credentials();
     let mut lease = ask(&client, &args.ask.request(args.scope, deliver, !args.new))?;
     if let (LeaseState::Pending, Some(wait)) = (lease.state, args.patience.wait) {
-        let receipt = lease.receipt;
-        lease = Lease { receipt, ..wait_for_people(&client, lease.id, wait)? };
+        let (id, receipt) = (lease.id, lease.receipt.clone());
+        lease = Lease { receipt, ..wait::for_people(context, &client, id, Some(lease), wait)? };
     }
     if deliver {
         return print_credentials(context.format, &delivered(&client, lease)?.credentials);
@@ -279,7 +279,17 @@ pub(crate) fn ask(client: &Client, request: &LeaseRequest) -> Result<Lease> {
 }
 
 pub(crate) fn claim(client: &Client, id: LeaseId) -> Result<Credentials> {
-    client.post_again(&format!("/v1/leases/{id}/credentials"), &json!({}))
+    let answer = client.post_again(&format!("/v1/leases/{id}/credentials"), &json!({}));
+    answer.map_err(|failure: Failure| match failure.kind {
+        Some(Kind::Pending) => {
+            // The answer has the lease's id alone; who can sign is what the caller needs.
+            match client.get::<Lease>(&format!("/v1/leases/{id}"), &[]) {
+                Ok(lease) if lease.state == LeaseState::Pending => failure.waiting_for(&lease),
+                _ => failure,
+            }
+        }
+        _ => failure,
+    })
 }
 
 /// The lease, if it is good for credentials.
@@ -301,55 +311,6 @@ pub(crate) fn delivered(client: &Client, lease: Lease) -> Result<Leased> {
     let signed = 0 < lease.signatures_needed;
     let (account, ends_at) = (lease.account, lease.ends_at);
     Ok(Leased { id, account, ends_at, signed, credentials })
-}
-
-/// Long-polls until the lease is no longer pending, or `wait` is over. Outlives a broker that is away for a while.
-pub(crate) fn wait_for_people(client: &Client, id: LeaseId, wait: Duration) -> Result<Lease> {
-    let deadline = Instant::now() + wait;
-    let path = format!("/v1/leases/{id}");
-    let resume = format!(
-        "The lease {id} may still be signed; resume with `broker exec --lease {id} -- COMMAND`."
-    );
-    output::note(&format!(
-        "lease {id} is pending; waiting up to {}",
-        humantime::format_duration(wait)
-    ));
-    let mut pause = Duration::from_secs(1);
-    let mut away = false;
-    loop {
-        let asked_at = Instant::now();
-        let left = deadline.saturating_duration_since(asked_at);
-        let seconds = left.as_secs().min(LONG_POLL_SECONDS).to_string();
-        let rest = match client.get::<Lease>(&path, &[("wait_seconds", &seconds)]) {
-            Ok(lease) => {
-                if lease.state != LeaseState::Pending {
-                    output::note(&format!("lease {id} is {}", lease.state));
-                    return Ok(lease);
-                }
-                if left.is_zero() {
-                    return Ok(lease);
-                }
-                if away {
-                    output::note("the broker answers again");
-                }
-                (away, pause) = (false, Duration::from_secs(1));
-                // A broker that does not hold its answer back is not asked more than once a second.
-                Duration::from_secs(1).saturating_sub(asked_at.elapsed())
-            }
-            Err(failure) if failure.may_pass() && !left.is_zero() => {
-                if !away {
-                    output::note("the broker cannot be reached for now; still waiting");
-                }
-                away = true;
-                let rest = failure.retry_after.unwrap_or(pause).max(pause);
-                pause = (pause * 2).min(Duration::from_secs(15));
-                rest
-            }
-            Err(failure) if failure.may_pass() => return Err(failure.with_next(resume)),
-            Err(failure) => return Err(failure),
-        };
-        std::thread::sleep(rest.min(deadline.saturating_duration_since(Instant::now())));
-    }
 }
 
 fn print_credentials(format: Format, credentials: &Credentials) -> Result<()> {

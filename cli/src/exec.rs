@@ -21,6 +21,7 @@ use crate::client::Client;
 use crate::endpoint::Endpoint;
 use crate::output::{Failure, Result};
 use crate::source::{Leased, Source};
+use crate::wait;
 
 /// Runs a command with a lease's credentials and no other AWS credentials
 ///
@@ -66,10 +67,13 @@ pub(crate) fn exec(context: &Context, args: ExecArgs) -> Result<()> {
     let client = context.as_agent()?;
     let request = args.scope.map(|it| args.ask.request(it, true, !args.new));
     let leased = match (args.lease, &request) {
-        (Some(id), _) => claimed(&client, id, &args.patience)?,
-        (None, request) => {
-            asked(&client, request.as_ref().expect("clap requires one of them"), &args.patience)?
-        }
+        (Some(id), _) => claimed(context, &client, id, &args.patience)?,
+        (None, request) => asked(
+            context,
+            &client,
+            request.as_ref().expect("clap requires one of them"),
+            &args.patience,
+        )?,
     };
     let region = leased.credentials.region.clone();
     let mut command = Command::new(&program);
@@ -103,10 +107,10 @@ fn cannot_run(program: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// Credentials of the lease, and when its window ends.
-fn claimed(client: &Client, id: LeaseId, patience: &Patience) -> Result<Leased> {
+fn claimed(context: &Context, client: &Client, id: LeaseId, patience: &Patience) -> Result<Leased> {
     let credentials = match (agent::claim(client, id), patience.wait) {
         (Err(failure), Some(wait)) if failure.kind == Some(Kind::Pending) => {
-            return agent::delivered(client, agent::wait_for_people(client, id, wait)?);
+            return agent::delivered(client, wait::for_people(context, client, id, None, wait)?);
         }
         (answer, _) => answer?,
     };
@@ -116,10 +120,15 @@ fn claimed(client: &Client, id: LeaseId, patience: &Patience) -> Result<Leased> 
     Ok(Leased { id, account, ends_at, signed: false, credentials })
 }
 
-fn asked(client: &Client, request: &LeaseRequest, patience: &Patience) -> Result<Leased> {
+fn asked(
+    context: &Context,
+    client: &Client,
+    request: &LeaseRequest,
+    patience: &Patience,
+) -> Result<Leased> {
     let mut lease = agent::ask(client, request)?;
     if let (LeaseState::Pending, Some(wait)) = (lease.state, patience.wait) {
-        lease = agent::wait_for_people(client, lease.id, wait)?;
+        lease = wait::for_people(context, client, lease.id, Some(lease), wait)?;
     }
     agent::delivered(client, lease)
 }

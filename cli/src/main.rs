@@ -11,12 +11,15 @@ mod client;
 mod endpoint;
 mod exchange;
 mod exec;
+mod mcp;
 mod output;
 mod profile;
+mod refusal;
 mod settings;
 mod sign;
 mod source;
 mod stop;
+mod wait;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -82,6 +85,7 @@ enum Command {
     /// Lists the scopes that may be asked for
     Scopes,
     Explain(agent::ExplainArgs),
+    Mcp(mcp::McpArgs),
     /// Says who the broker takes the caller for
     Whoami,
     Sign(sign::SignArgs),
@@ -125,6 +129,8 @@ impl Command {
             Self::Credentials(_) => Format::CredentialProcess,
             // Standard output is the child's.
             Self::Exec(_) => Format::Text,
+            // Standard output is the protocol's.
+            Self::Mcp(_) => Format::Text,
             // The token alone, for a shell's `$(…)`.
             Self::Task(act::TaskCommand::Start(_) | act::TaskCommand::Exchange(_)) => Format::Text,
             Self::Login(args) if args.as_json => Format::Json,
@@ -214,16 +220,7 @@ fn main() -> ExitCode {
     let format = asked.unwrap_or_else(|| cli.command.default_format());
     match run(cli, format) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            output::note(failure.words().trim_end());
-            match output::data(&failure.data(format)) {
-                Ok(()) => ExitCode::from(failure.exit),
-                Err(worse) => {
-                    output::note(worse.words().trim_end());
-                    ExitCode::from(worse.exit)
-                }
-            }
-        }
+        Err(failure) => ExitCode::from(output::end(&failure, format)),
     }
 }
 
@@ -246,6 +243,7 @@ fn run(cli: Cli, format: Format) -> Result<()> {
         Command::Withdraw(args) => agent::withdraw(&context()?, &args),
         Command::Scopes => agent::scopes(&context()?),
         Command::Explain(args) => agent::explain(&context()?, args),
+        Command::Mcp(_) => mcp::serve(context()?),
         Command::Whoami => agent::whoami(&context()?),
         Command::Sign(args) => sign::sign(&context()?, &args),
         Command::Pending(args) => sign::pending(&context()?, &args),

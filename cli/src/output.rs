@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::refusal::{self, Refusal};
+
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 /// The broker was not reached: the one exit code that no problem document can carry.
@@ -55,48 +57,65 @@ pub(crate) struct Failure {
 
 #[derive(Debug)]
 struct Told {
-    title: String,
-    detail: String,
-    next: String,
+    refusal: Refusal,
+    /// Further lines, for people.
+    lines: Vec<String>,
     document: Option<Document>,
 }
 
-/// What a failure puts on stdout.
+/// What a failure puts on stdout, the refusal's own members apart.
 #[derive(Debug)]
 enum Document {
     Problem(Value),
     Lease(Box<Lease>),
+    /// Of a file that was checked: no refusal's shape.
+    Verdict(Value),
 }
 
 impl Failure {
-    fn new(exit: u8, title: &str, detail: impl Into<String>, next: impl Into<String>) -> Self {
-        let (title, detail, next) = (title.to_owned(), detail.into(), next.into());
-        let told = Box::new(Told { title, detail, next, document: None });
+    fn new(exit: u8, refusal: Refusal) -> Self {
+        let told = Box::new(Told { refusal, lines: Vec::new(), document: None });
         Self { exit, kind: None, retry_after: None, instead: NOTHING_ISSUED, told }
+    }
+
+    fn own(
+        kind: Kind,
+        title: Option<&str>,
+        detail: impl Into<String>,
+        next: impl Into<String>,
+    ) -> Self {
+        let title = title.unwrap_or(kind.title());
+        let refusal = Refusal::new(kind.uri(), title, detail.into(), next.into());
+        Self::new(kind.exit_code(), refusal)
     }
 
     /// The command, its settings or a local file are not as they have to be.
     pub(crate) fn invalid(detail: impl Into<String>, next: impl Into<String>) -> Self {
-        let exit = Kind::InvalidRequest.exit_code();
-        Self::new(exit, "The command cannot be carried out", detail, next)
+        Self::own(Kind::InvalidRequest, Some("The command cannot be carried out"), detail, next)
     }
 
     pub(crate) fn unauthenticated(detail: impl Into<String>, next: impl Into<String>) -> Self {
-        let kind = Kind::Unauthenticated;
-        Self::new(kind.exit_code(), kind.title(), detail, next)
+        Self::own(Kind::Unauthenticated, None, detail, next)
     }
 
     pub(crate) fn unreachable(detail: impl Into<String>, next: impl Into<String>) -> Self {
-        Self::new(UNREACHABLE, "The broker cannot be reached", detail, next)
+        let title = "The broker cannot be reached";
+        let mut refusal = Refusal::new(refusal::UNREACHABLE, title, detail.into(), next.into());
+        refusal.next_command = Some(refusal::command(&["whoami"]));
+        Self::new(UNREACHABLE, refusal)
     }
 
     pub(crate) fn unexpected(detail: impl Into<String>, next: impl Into<String>) -> Self {
-        Self::new(Kind::Internal.exit_code(), "Unexpected", detail, next)
+        Self::own(Kind::Internal, Some("Unexpected"), detail, next)
     }
 
     /// Under way, and not done in the time that was given.
     pub(crate) fn not_yet(detail: impl Into<String>, next: impl Into<String>) -> Self {
-        Self::new(Kind::CloudUnavailable.exit_code(), "Not done yet", detail, next)
+        Self::untyped(Kind::CloudUnavailable.exit_code(), "Not done yet", detail, next)
+    }
+
+    fn untyped(exit: u8, title: &str, detail: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::new(exit, Refusal::new(refusal::UNTYPED, title, detail.into(), next.into()))
     }
 
     /// An HTTP status with a body that is not a problem document: a proxy's, or not a broker's.
@@ -109,7 +128,7 @@ impl Failure {
         };
         let detail = format!("HTTP status {status}, without a problem document");
         let next = "Check that BROKER_URL names the broker, and what stands between it and you.";
-        Self::new(kind.exit_code(), "The answer is not the broker's", detail, next)
+        Self::untyped(kind.exit_code(), "The answer is not the broker's", detail, next)
     }
 
     /// The broker's own problem document; `value` is the same, whole.
@@ -118,19 +137,16 @@ impl Failure {
         let kind = Kind::from_uri(uri);
         let exit = kind.unwrap_or(Kind::Internal).exit_code();
         let title = problem.title.as_deref().or(kind.map(Kind::title)).unwrap_or("Problem");
-        let mut detail = problem.detail.unwrap_or_default();
-        let lease_id = problem.extensions.lease_id;
-        if let Some(id) = lease_id.filter(|id| !detail.contains(&id.to_string())) {
-            let _ = write!(detail, " (lease {id})");
-        }
-        if let Some(at) = problem.extensions.retry_at {
-            // A second begun is one to wait for.
-            let at = at + time::Duration::nanoseconds(999_999_999);
-            let _ = write!(detail, "\nretry at  {}", utc(at));
-        }
-        let next = problem.extensions.next.unwrap_or_else(|| next_after(exit, lease_id));
-        let mut failure = Self::new(exit, title, detail.trim(), next);
+        let more = problem.extensions;
+        let next = more.next.unwrap_or_else(|| next_after(exit, more.lease_id));
+        let refusal = Refusal::new(uri, title, problem.detail.unwrap_or_default(), next);
+        let kind_of = kind.unwrap_or(Kind::Internal);
+        let mut refusal = refusal.of_kind(kind_of, more.lease_id, more.reason.as_deref());
+        refusal.retry_at = more.retry_at.map(refusal::not_before);
+        let lines = refusal.retry_at.iter().map(|at| format!("retry at  {at}")).collect();
+        let mut failure = Self::new(exit, refusal);
         failure.kind = kind;
+        failure.told.lines = lines;
         failure.told.document = Some(Document::Problem(value));
         failure
     }
@@ -141,15 +157,15 @@ impl Failure {
         next: impl Into<String>,
         verdict: Value,
     ) -> Self {
-        let kind = Kind::SignatureRejected;
-        let mut failure = Self::new(kind.exit_code(), "Not valid", detail, next);
-        failure.told.document = Some(Document::Problem(verdict));
+        let exit = Kind::SignatureRejected.exit_code();
+        let mut failure = Self::untyped(exit, "Not valid", detail, next);
+        failure.told.document = Some(Document::Verdict(verdict));
         failure
     }
 
     /// What is there is good, and something is not there.
     pub(crate) fn incomplete(detail: impl Into<String>, next: impl Into<String>) -> Self {
-        Self::new(Kind::Pending.exit_code(), "Not complete", detail, next)
+        Self::untyped(Kind::Pending.exit_code(), "Not complete", detail, next)
     }
 
     /// A lease that cannot be used, or not yet.
@@ -161,8 +177,8 @@ impl Failure {
             _ => Kind::Ended,
         };
         let id = lease.id;
-        let (detail, next) = if lease.state == LeaseState::Pending {
-            pending_words(&lease)
+        let mut failure = if lease.state == LeaseState::Pending {
+            Self::own(kind, None, "", "").waiting_for(&lease)
         } else {
             let why = lease.end_reason.as_deref().map(|it| format!(": {it}")).unwrap_or_default();
             let rules = match lease.decided_by.as_slice() {
@@ -172,19 +188,45 @@ impl Failure {
                 _ => String::new(),
             };
             let next = lease.next.clone();
-            (
-                format!("lease {id} is {}{why}{rules}", lease.state),
-                next.unwrap_or_else(|| next_after(kind.exit_code(), Some(id))),
-            )
+            let next = next.unwrap_or_else(|| next_after(kind.exit_code(), Some(id)));
+            Self::own(kind, None, format!("lease {id} is {}{why}{rules}", lease.state), next)
         };
-        let mut failure = Self::new(kind.exit_code(), kind.title(), detail, next);
-        failure.told.document = Some(Document::Lease(Box::new(lease)));
+        let told = failure.told.as_mut();
+        told.refusal = told.refusal.clone().of_lease(&lease);
+        told.document = Some(Document::Lease(Box::new(lease)));
         failure
     }
 
-    /// What somebody who ran out of patience reads.
-    pub(crate) fn with_next(mut self, next: impl Into<String>) -> Self {
-        self.told.next = next.into();
+    /// The same, about a pending lease: what is missing, who can give it, and how to go on.
+    pub(crate) fn waiting_for(mut self, lease: &Lease) -> Self {
+        let told = self.told.as_mut();
+        told.refusal = told.refusal.clone().of_lease(lease);
+        told.refusal.detail = waits_for(lease);
+        told.refusal.next = lease.next.clone().unwrap_or_else(|| {
+            "Give the code and the lease id to one of them, then resume. \
+             No other credential is needed or meant for this."
+                .to_owned()
+        });
+        told.lines = ways(lease);
+        self
+    }
+
+    /// A lease of which no more is known than that it waits.
+    pub(crate) fn left_pending(id: LeaseId) -> Self {
+        let next = format!(
+            "Resume with `broker exec --lease {id} -- COMMAND`, or take it back with `broker withdraw {id}`."
+        );
+        let mut failure =
+            Self::own(Kind::Pending, None, format!("lease {id} waits for signatures"), next);
+        let refusal = failure.told.refusal.clone();
+        failure.told.refusal = refusal.of_kind(Kind::Pending, Some(id), None);
+        failure
+    }
+
+    /// What somebody who ran out of patience reads, and runs.
+    pub(crate) fn with_next(mut self, next: impl Into<String>, command: Vec<String>) -> Self {
+        self.told.refusal.next = next.into();
+        self.told.refusal.next_command = Some(command);
         self
     }
 
@@ -199,15 +241,26 @@ impl Failure {
         self
     }
 
+    /// What it says to programs.
+    pub(crate) fn refusal(&self) -> &Refusal {
+        &self.told.refusal
+    }
+
     /// Words for stderr: `error: title: detail`, then `next: …`.
     pub(crate) fn words(&self) -> String {
+        let Told { refusal, lines, document: _ } = self.told.as_ref();
         let label = if self.exit == Kind::Pending.exit_code() { "pending" } else { "error" };
-        let mut out = format!("{label}: {}", words(&self.told.title));
-        for (at, line) in self.told.detail.lines().enumerate() {
+        let mut out = format!("{label}: {}", words(&refusal.title));
+        let mut detail = refusal.detail.trim().to_owned();
+        if let Some(id) = refusal.lease_id.as_deref().filter(|it| !detail.contains(it)) {
+            let _ = write!(detail, " (lease {id})");
+        }
+        let detail = detail.trim().lines().chain(lines.iter().map(String::as_str));
+        for (at, line) in detail.enumerate() {
             out.push_str(if at == 0 { ": " } else { "\n  " });
             out.push_str(&words(line));
         }
-        for (at, line) in self.told.next.lines().enumerate() {
+        for (at, line) in refusal.next.lines().enumerate() {
             out.push_str(if at == 0 { "\nnext: " } else { "\n  " });
             out.push_str(&words(line));
         }
@@ -219,44 +272,64 @@ impl Failure {
     pub(crate) fn data(&self, format: Format) -> String {
         match (format, &self.told.document) {
             (Format::Env, _) => self.instead.to_owned(),
-            (Format::CredentialProcess, _) | (Format::Text, None | Some(Document::Problem(_))) => {
-                String::new()
-            }
             (Format::Text, Some(Document::Lease(lease))) => lease_text(lease),
-            (Format::Json, Some(Document::Lease(lease))) => lease_json(lease),
-            (Format::Json, Some(Document::Problem(problem))) => pretty(problem),
-            (Format::Json, None) => pretty(
-                &json!({ "title": self.told.title, "detail": self.told.detail, "next": self.told.next }),
-            ),
+            (Format::CredentialProcess | Format::Text, _) => String::new(),
+            (Format::Json, Some(Document::Verdict(verdict))) => pretty(verdict),
+            (Format::Json, Some(Document::Problem(problem))) => self.json(problem.clone()),
+            (Format::Json, Some(Document::Lease(lease))) => {
+                let bare = Lease { credentials: None, ..lease.as_ref().clone() };
+                self.json(serde_json::to_value(bare).expect("our own types are JSON"))
+            }
+            (Format::Json, None) => self.json(Value::Null),
+        }
+    }
+
+    /// The refusal's members, in place of or beside those of what the broker answered.
+    fn json(&self, answer: Value) -> String {
+        let refusal = serde_json::to_value(self.refusal()).expect("our own types are JSON");
+        let (mut all, refusal) = match (answer, refusal) {
+            (Value::Object(answer), Value::Object(refusal)) => (answer, refusal),
+            (_, refusal) => return pretty(&refusal),
+        };
+        all.extend(refusal);
+        pretty(&all)
+    }
+}
+
+/// Says why a command ends otherwise than it should have: words, then data. Gives its exit code.
+pub(crate) fn end(failure: &Failure, format: Format) -> u8 {
+    note(failure.words().trim_end());
+    match data(&failure.data(format)) {
+        Ok(()) => failure.exit,
+        Err(worse) => {
+            note(worse.words().trim_end());
+            worse.exit
         }
     }
 }
 
-/// What is missing, who can give it, and how to go on.
-fn pending_words(lease: &Lease) -> (String, String) {
-    let id = lease.id;
-    let missing = usize::from(lease.signatures_needed).saturating_sub(lease.signatures.len());
-    let mut detail = format!(
-        "lease {id} waits for {missing} signature{} of {}",
+/// What a pending lease waits for.
+pub(crate) fn waits_for(lease: &Lease) -> String {
+    let missing = refusal::missing(lease);
+    format!(
+        "lease {} waits for {missing} signature{} of {}",
+        lease.id,
         if missing == 1 { "" } else { "s" },
-        lease.eligible_signers.join(", "),
-    );
-    if let Some(code) = &lease.short_code {
-        let _ = write!(detail, "\ncode      {code}");
-    }
-    if let Some(by) = lease.sign_by {
-        let _ = write!(detail, "\nsign by   {}", utc(by));
-    }
-    let _ = write!(detail, "\nsign      broker sign {id}   (one of them, with their own key)");
-    let _ = write!(detail, "\nresume    broker exec --lease {id} -- COMMAND");
-    let _ = write!(detail, "\n          broker credentials --lease {id}");
-    let _ = write!(detail, "\nwithdraw  broker withdraw {id}");
-    let next = lease.next.clone().unwrap_or_else(|| {
-        "Give the code and the lease id to one of them, then resume. \
-         No other credential is needed or meant for this."
-            .to_owned()
-    });
-    (detail, next)
+        refusal::not_yet_signed(lease).join(", "),
+    )
+}
+
+/// What to tell the people that a pending lease waits for, and how to go on.
+pub(crate) fn ways(lease: &Lease) -> Vec<String> {
+    let id = lease.id;
+    let mut lines = Vec::new();
+    lines.extend(lease.short_code.iter().map(|code| format!("code      {code}")));
+    lines.extend(lease.sign_by.map(|by| format!("sign by   {}", utc(by))));
+    lines.push(format!("sign      broker sign {id}   (one of them, with their own key)"));
+    lines.push(format!("resume    broker exec --lease {id} -- COMMAND"));
+    lines.push(format!("          broker credentials --lease {id}"));
+    lines.push(format!("withdraw  broker withdraw {id}"));
+    lines
 }
 
 /// What to do after a failure whose document does not say.

@@ -61,6 +61,8 @@ struct Surroundings {
     github_url: Option<String>,
     #[arg(long, env = "ACTIONS_ID_TOKEN_REQUEST_TOKEN", value_parser = secret)]
     github_token: Option<SecretString>,
+    #[arg(long, env = "TERM")]
+    term: Option<OsString>,
     #[arg(long, env = "NO_COLOR")]
     no_color: Option<OsString>,
     #[arg(long, env = "XDG_CONFIG_HOME")]
@@ -109,6 +111,8 @@ pub(crate) struct Settings {
     pub(crate) key: Option<PathBuf>,
     /// Whether words on stderr are coloured.
     pub(crate) color: bool,
+    /// Whether what is written on stderr can be written over.
+    pub(crate) spinner: bool,
     token: Option<SecretString>,
     token_file: Option<PathBuf>,
     logins: Option<PathBuf>,
@@ -135,6 +139,8 @@ impl Settings {
             url: url.as_deref().unwrap_or(DEFAULT_URL).parse()?,
             key: file.key.map(|it| if it == Path::new(AGENT_KEY) { it } else { written(it) }),
             color: !no_color && std::io::stderr().is_terminal(),
+            spinner: std::io::stderr().is_terminal()
+                && set(around.term.as_ref()).is_some_and(|it| it != "dumb"),
             token: around.token.filter(|it| !it.expose_secret().is_empty()),
             token_file: token_file.or_else(|| file.token_file.map(written)),
             logins: logins.map(|it| it.join("broker/login.json")),
@@ -357,6 +363,7 @@ mod tests {
             url: url.parse().unwrap(),
             key: None,
             color: false,
+            spinner: false,
             token: None,
             token_file: None,
             logins: Some(dir.path().join("state/broker/login.json")),

@@ -11,6 +11,7 @@ use broker::lease::LeaseId;
 use broker::server;
 use serde_json::{Value, json};
 use tests::program::{Reply, http, until};
+use tests::site::WaitingClient;
 use tests::sts::{FakeSts, Mood};
 use tests::{Setup, TestBroker, wide_budgets};
 use tokio::net::TcpListener;
@@ -61,6 +62,9 @@ async fn main() {
             at(100)
         );
     }
+    let site = tests::site::Site::start().await;
+    let waiting = WaitingClient::start(&site, &[]).await;
+    println!("\na waiting `broker lease --wait` holds {} KiB of memory", waiting.resident_kib());
 }
 
 impl Site {

@@ -6,9 +6,11 @@ pub mod history;
 pub mod issuer;
 pub mod keys;
 pub mod logs;
+pub mod mcp;
 pub mod oracle;
 pub mod program;
 pub mod relay;
+pub mod site;
 pub mod stack;
 pub mod sts;
 

@@ -252,3 +252,11 @@ pub async fn until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> 
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
+
+/// What `/proc` says of a running process's memory, in KiB: `VmRSS` now, `VmHWM` at its most. Linux only.
+pub fn memory_kib(process: u32, what: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|it| it.strip_prefix(what)?.strip_prefix(':'));
+    let line = line.expect("Linux says so");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
