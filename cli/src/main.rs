@@ -8,6 +8,7 @@ mod agent;
 mod approval;
 mod audit;
 mod client;
+mod doctor;
 mod endpoint;
 mod exchange;
 mod exec;
@@ -45,6 +46,7 @@ Examples:
   broker pending                                        what waits for a signature?
   broker sign ID --key ~/.ssh/id_ed25519_sk             read it, touch the key
   broker audit verify approval.json                     who approved what? needs no broker
+  broker doctor                                         what could an agent do here without the broker?
 
 Environment:
   BROKER_URL         where the broker is [default: http://localhost:8750]
@@ -108,6 +110,7 @@ enum Command {
     /// Exports the log, proves events, and checks what was exported without the broker
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    Doctor(doctor::DoctorArgs),
     /// Prints a shell's completion script
     #[command(
         after_help = "Example:\n  broker completions bash > ~/.local/share/bash-completion/completions/broker"
@@ -219,12 +222,13 @@ fn main() -> ExitCode {
     let asked = cli.global.output;
     let format = asked.unwrap_or_else(|| cli.command.default_format());
     match run(cli, format) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(exit) => ExitCode::from(exit),
         Err(failure) => ExitCode::from(output::end(&failure, format)),
     }
 }
 
-fn run(cli: Cli, format: Format) -> Result<()> {
+/// Runs the command: its exit code, when nothing failed.
+fn run(cli: Cli, format: Format) -> Result<u8> {
     if format.holds_credentials() && !cli.command.may_print_credentials() {
         return Err(Failure::invalid(
             "this command has no credentials to print",
@@ -233,7 +237,9 @@ fn run(cli: Cli, format: Format) -> Result<()> {
     }
     let context =
         || -> Result<Context> { Ok(Context { settings: Settings::load(&cli.global)?, format }) };
-    match cli.command {
+    let done = match cli.command {
+        // What it finds is an exit code, and no failure.
+        Command::Doctor(args) => return doctor::doctor(format, &args, now()),
         Command::Lease(args) => agent::lease(&context()?, args),
         Command::Exec(args) => exec::exec(&context()?, args),
         Command::Credentials(args) => agent::credentials(&context()?, args),
@@ -267,7 +273,8 @@ fn run(cli: Cli, format: Format) -> Result<()> {
             output::bytes(&script)
         }
         Command::Man { command } => man(command.as_deref()),
-    }
+    };
+    done.map(|()| 0)
 }
 
 fn man(name: Option<&str>) -> Result<()> {

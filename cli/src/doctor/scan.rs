@@ -1,0 +1,711 @@
+//! Finds secrets in text, line by line, without a grammar: by the shape that a token's maker gave it, and by what a
+//! variable is called. What it finds, it tells by line, kind and name; never by value.
+
+use std::collections::BTreeSet;
+
+/// Names are looked for in so much of a line.
+const LINE_LIMIT: usize = 64 << 10;
+/// A value that is longer is cut: no token is.
+const VALUE_LIMIT: usize = 1024;
+/// A file with more is one finding as it is.
+const HITS: usize = 1000;
+/// An access key id and its secret are at most so many lines apart.
+const NEAR_LINES: usize = 5;
+
+/// How much a name says about its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// A file of settings: what is called a secret is one, unless it is a placeholder.
+    Settings,
+    /// Any other text, where `token = "…"` may be anything: the value has to look random too.
+    Any,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// With its secret; an access key id alone opens nothing.
+    AwsKey,
+    /// A token in the form that its maker gives it, or a value of a file of settings.
+    Token,
+    /// Named like a secret, and looks random.
+    Random,
+    /// A private key without a passphrase.
+    PrivateKey,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hit {
+    pub(super) line: usize,
+    pub(super) kind: Kind,
+    /// A variable's name, or what kind of token.
+    pub(super) what: String,
+}
+
+/// The beginning of a token, how many characters follow at least, and what it is.
+type Shape = (&'static str, usize, &'static str);
+
+/// As their makers give them out.
+const SHAPES: &[Shape] = &[
+    ("ghp_", 36, "a GitHub token"),
+    ("gho_", 36, "a GitHub token"),
+    ("ghu_", 36, "a GitHub token"),
+    ("ghs_", 36, "a GitHub token"),
+    ("ghr_", 36, "a GitHub token"),
+    ("github_pat_", 50, "a GitHub token"),
+    ("glpat-", 20, "a GitLab token"),
+    ("xoxb-", 20, "a Slack token"),
+    ("xoxp-", 20, "a Slack token"),
+    ("xapp-", 20, "a Slack token"),
+    ("sk_live_", 20, "a Stripe key"),
+    ("rk_live_", 20, "a Stripe key"),
+    ("npm_", 36, "an npm token"),
+    ("pypi-AgE", 50, "a PyPI token"),
+    ("dckr_pat_", 20, "a Docker token"),
+    ("dop_v1_", 60, "a DigitalOcean token"),
+    ("hvs.", 20, "a Vault token"),
+    ("FlyV1 fm2_", 40, "a Fly token"),
+    ("shpat_", 32, "a Shopify token"),
+    ("ABSK", 80, "an Amazon Bedrock key"),
+    ("Bearer ", 24, "a bearer token"),
+];
+
+/// What stands for a value that somebody else is to fill in.
+const PLACEHOLDERS: &[&str] = &[
+    "${",
+    "$(",
+    "{{",
+    "<%",
+    "***",
+    "...",
+    "…",
+    "example",
+    "changeme",
+    "change-me",
+    "change_me",
+    "placeholder",
+    "your",
+    "xxxx",
+    "todo",
+    "dummy",
+    "replace",
+    "redacted",
+    "insert",
+    "sample",
+    "fixme",
+    "fake",
+];
+/// Values that nobody keeps secret.
+const WEAK: &[&str] = &[
+    "test",
+    "testing",
+    "secret",
+    "password",
+    "passwd",
+    "pass",
+    "postgres",
+    "root",
+    "admin",
+    "none",
+    "null",
+    "undefined",
+    "true",
+    "false",
+    "default",
+    "guest",
+    "localhost",
+    "required",
+    "optional",
+    "string",
+    "token",
+    "mysecret",
+    "notset",
+    "inherit",
+];
+/// What refers to a value that is elsewhere.
+const REFERENCES: &[&str] = &[
+    "$",
+    "<",
+    "%",
+    "@",
+    "!",
+    "./",
+    "../",
+    "~/",
+    "file:",
+    "process.env",
+    "os.environ",
+    "env.",
+    "var.",
+    "local.",
+    "data.",
+    "module.",
+    "secrets.",
+    "vault:",
+    "op://",
+    "ssm:",
+    "arn:",
+    "ref:",
+    "ref+",
+    "secretref:",
+    "encrypted:",
+    "enc[",
+];
+
+/// Everything of `content` that looks like a secret. Nothing of what is not text.
+pub(super) fn scan(style: Style, names: &[&str], content: &[u8]) -> Vec<Hit> {
+    if content.iter().take(8192).any(|it| *it == 0) {
+        return Vec::new();
+    }
+    let content = String::from_utf8_lossy(content);
+    // Most files have none of it, and are not searched for it line by line.
+    let likely = likely(&content);
+    let with_ids = content.contains("AKIA") || content.contains("ASIA");
+    let mut hits = Vec::new();
+    let (mut ids, mut secrets) = (Vec::new(), BTreeSet::new());
+    for (at, line) in content.lines().enumerate() {
+        let line_number = at + 1;
+        if hits.len() >= HITS {
+            break;
+        }
+        let hit = |kind, what: &str| Hit { line: line_number, kind, what: what.to_owned() };
+        hits.extend(shapes(line, &likely).into_iter().map(|(_, _, what)| hit(Kind::Token, what)));
+        ids.extend(
+            access_key_ids(line).map(|(start, _)| (line_number, line[start..].starts_with("AKIA"))),
+        );
+        if with_ids && has_secret_key(line) {
+            secrets.insert(line_number);
+        }
+        let head = &line[..line.floor_char_boundary(LINE_LIMIT)];
+        for (name, value) in assignments(head, style) {
+            if is_aws_secret(name) && is_secret_key(value) && !is_placeholder(value) {
+                hits.push(hit(Kind::AwsKey, &shown_name(name)));
+            } else if (is_secret_name(name) || names.contains(&name)) && !is_placeholder(value) {
+                match style {
+                    Style::Settings if !is_number(value) => {
+                        hits.push(hit(Kind::Token, &shown_name(name)));
+                    }
+                    Style::Any if is_random(value) => {
+                        // A variable of the environment is called so by whoever reads it: no other name is as sure.
+                        let kind = if is_variable(name) { Kind::Token } else { Kind::Random };
+                        hits.push(hit(kind, &shown_name(name)));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if has_url_password(head, style) {
+            hits.push(hit(Kind::Token, "a URL with a password"));
+        }
+    }
+    for (line, long_lived) in ids {
+        let near = line.saturating_sub(NEAR_LINES)..=line + NEAR_LINES;
+        if secrets.range(near).next().is_some() {
+            let what = if long_lived { "AKIA… (long-lived)" } else { "ASIA… (a session's)" };
+            hits.push(Hit { line, kind: Kind::AwsKey, what: what.to_owned() });
+        }
+    }
+    if private_key(content.as_bytes()).is_some_and(|it| it.open) {
+        let line = 1 + content.lines().position(|it| it.contains("-----BEGIN ")).unwrap_or(0);
+        hits.push(Hit { line, kind: Kind::PrivateKey, what: "a private key".to_owned() });
+    }
+    settled(hits)
+}
+
+/// In order, once a line and kind; what is a token for certain is not a guess too.
+pub(super) fn settled(mut hits: Vec<Hit>) -> Vec<Hit> {
+    hits.sort_by_key(|it| (it.line, it.kind));
+    hits.dedup_by_key(|it| (it.line, it.kind));
+    let certain: BTreeSet<_> =
+        hits.iter().filter(|it| it.kind != Kind::Random).map(|it| it.line).collect();
+    hits.retain(|it| it.kind != Kind::Random || !certain.contains(&it.line));
+    hits
+}
+
+/// `text`, with whatever looks like a token or an access key id cut after its first four characters.
+pub(super) fn without_secrets(text: &str) -> String {
+    let mut spans: Vec<_> =
+        shapes(text, &likely(text)).into_iter().map(|(start, end, _)| (start, end)).collect();
+    spans.extend(access_key_ids(text));
+    spans.sort_unstable();
+    let (mut out, mut from) = (String::new(), 0);
+    for (start, end) in spans {
+        if start >= from {
+            out.push_str(&text[from..text.floor_char_boundary(start + 4)]);
+            out.push('…');
+            from = end;
+        }
+    }
+    out.push_str(&text[from..]);
+    out
+}
+
+fn is_token_char(it: char) -> bool {
+    it.is_ascii_alphanumeric() || matches!(it, '_' | '-' | '.' | '+' | '/' | '=' | '~')
+}
+
+/// The shapes whose beginning is anywhere in it.
+fn likely(text: &str) -> Vec<&'static Shape> {
+    SHAPES.iter().filter(|it| text.contains(it.0)).collect()
+}
+
+/// Where tokens stand, by their makers' shapes.
+fn shapes(line: &str, likely: &[&Shape]) -> Vec<(usize, usize, &'static str)> {
+    let mut all = Vec::new();
+    for (prefix, least, what) in likely {
+        for (start, _) in line.match_indices(prefix) {
+            let body = &line[start + prefix.len()..];
+            // Of most makers' tokens no character is one of a path, so that a path goes on behind them.
+            let wide = prefix.contains([' ', '.']) || *prefix == "ABSK";
+            let fits = |it: char| {
+                if wide {
+                    is_token_char(it)
+                } else {
+                    it.is_ascii_alphanumeric() || "_-".contains(it)
+                }
+            };
+            let length = body.find(|it| !fits(it)).unwrap_or(body.len());
+            let body = &body[..length];
+            let begins =
+                !line[..start].ends_with(|it: char| it.is_ascii_alphanumeric() || it == '_');
+            let mut known = body.chars().collect::<BTreeSet<_>>();
+            known.retain(char::is_ascii_alphanumeric);
+            let loose = *prefix == "Bearer ";
+            if begins
+                && length >= *least
+                && known.len() >= 8
+                && !is_placeholder(body)
+                && (!loose || is_random(body))
+            {
+                all.push((start, start + prefix.len() + length, *what));
+            }
+        }
+    }
+    all
+}
+
+/// Where access key ids stand: `AKIA` of a user, `ASIA` of a session.
+fn access_key_ids(line: &str) -> impl Iterator<Item = (usize, usize)> {
+    let starts = ["AKIA", "ASIA"].into_iter().flat_map(move |it| line.match_indices(it));
+    starts.filter_map(move |(start, _)| {
+        let rest = &line.as_bytes()[start..];
+        let length =
+            rest.iter().take_while(|it| it.is_ascii_uppercase() || it.is_ascii_digit()).count();
+        let begins = start == 0 || !line.as_bytes()[start - 1].is_ascii_alphanumeric();
+        let ends = !rest.get(length).is_some_and(u8::is_ascii_alphanumeric);
+        let real = length == 20 && begins && ends && !is_placeholder(&line[start..start + length]);
+        real.then_some((start, start + length))
+    })
+}
+
+/// Whether it has the form of a secret access key: 40 characters of base64, of every kind.
+fn is_secret_key(value: &str) -> bool {
+    value.len() == 40
+        && value.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'/' || it == b'+')
+        && value.bytes().any(|it| it.is_ascii_uppercase())
+        && value.bytes().any(|it| it.is_ascii_lowercase())
+        && value.bytes().any(|it| it.is_ascii_digit())
+}
+
+fn has_secret_key(line: &str) -> bool {
+    line.split(|it: char| !(it.is_ascii_alphanumeric() || it == '/' || it == '+'))
+        .any(|it| is_secret_key(it) && !is_placeholder(it))
+}
+
+fn is_aws_secret(name: &str) -> bool {
+    let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+    let name = name.to_ascii_lowercase();
+    name.ends_with("secretaccesskey")
+        || name.ends_with("awssecretkey")
+        || name.ends_with("awssecret")
+}
+
+/// `name = value`, `name: value`, and the like, wherever they stand in a line.
+fn assignments(line: &str, style: Style) -> impl Iterator<Item = (&str, &str)> {
+    line.match_indices(['=', ':']).filter_map(move |(at, _)| {
+        let before = line[..at].trim_end().trim_end_matches(['"', '\'', '`']);
+        let is_name = |it: char| it.is_ascii_alphanumeric() || matches!(it, '_' | '-' | '.');
+        let name =
+            &before[before.rfind(|it| !is_name(it)).map_or(0, |it| it + last_len(before, it))..];
+        if name.is_empty() || name.len() > 128 {
+            return None;
+        }
+        let after = line[at + 1..].trim_start_matches(['=', '>', ' ', '\t']);
+        let after = &after[..after.floor_char_boundary(VALUE_LIMIT)];
+        let value = match after.chars().next()? {
+            quote @ ('"' | '\'' | '`') => after[1..].split(quote).next()?,
+            _ if style == Style::Settings => {
+                after.split(" #").next()?.trim_end_matches([',', ';', ' ', '\t', '\r'])
+            }
+            _ => after.split([' ', '\t', ',', ';', '&', ')', '"', '\'', '`', '<', '\\']).next()?,
+        };
+        (!value.is_empty()).then_some((name, value))
+    })
+}
+
+/// How long the character at `at` is.
+fn last_len(text: &str, at: usize) -> usize {
+    text[at..].chars().next().map_or(1, char::len_utf8)
+}
+
+/// Whether whatever is called so is to be kept secret.
+pub(super) fn is_secret_name(name: &str) -> bool {
+    let words = words(name);
+    let Some(last) = words.last() else { return false };
+    let before = words.len().checked_sub(2).map_or("", |it| words[it].as_str());
+    match last.as_str() {
+        "token" | "secret" | "password" | "passwd" | "passphrase" | "apikey" | "authtoken"
+        | "accesstoken" | "pat" => true,
+        "pass" | "pwd" => !before.is_empty(),
+        "key" => {
+            matches!(
+                before,
+                "api"
+                    | "access"
+                    | "secret"
+                    | "private"
+                    | "master"
+                    | "service"
+                    | "signing"
+                    | "encryption"
+            )
+        }
+        // A password of something, but not what is said about one.
+        "file" | "path" | "url" | "uri" | "arn" | "id" | "name" | "length" | "min" | "max"
+        | "policy" | "age" | "days" | "ttl" | "reset" | "field" | "prompt" | "hash" | "version"
+        | "type" | "enabled" | "required" | "error" | "store" => false,
+        _ => words.iter().any(|it| it == "password" || it == "passwd"),
+    }
+}
+
+/// `RAILWAY_TOKEN`, as no language calls anything but constants and the environment.
+fn is_variable(name: &str) -> bool {
+    name.contains('_') && !name.contains(|it: char| it.is_ascii_lowercase())
+}
+
+/// `dbPassword`, `DB_PASSWORD` and `db-password` are two words.
+fn words(name: &str) -> Vec<String> {
+    let mut all = vec![String::new()];
+    let mut was_lower = false;
+    for it in name.chars() {
+        let ends = !it.is_ascii_alphanumeric() || (was_lower && it.is_ascii_uppercase());
+        if ends && all.last().is_some_and(|it| !it.is_empty()) {
+            all.push(String::new());
+        }
+        if let (true, Some(word)) = (it.is_ascii_alphanumeric(), all.last_mut()) {
+            word.push(it.to_ascii_lowercase());
+        }
+        was_lower = it.is_ascii_lowercase() || it.is_ascii_digit();
+    }
+    all.retain(|it| !it.is_empty());
+    all
+}
+
+/// Whether somebody else is to put a value there, or keeps it elsewhere.
+fn is_placeholder(value: &str) -> bool {
+    let lower = value.to_lowercase();
+    let distinct = lower.chars().collect::<BTreeSet<_>>().len();
+    // A path; a secret of AWS's may begin with a slash too.
+    let path = lower.starts_with('/') && !is_secret_key(value);
+    value.len() < 6
+        || distinct < 4
+        || path
+        || WEAK.contains(&lower.as_str())
+        || PLACEHOLDERS.iter().any(|it| lower.contains(it))
+        || REFERENCES.iter().any(|it| lower.starts_with(it))
+}
+
+fn is_number(value: &str) -> bool {
+    value.len() < 10 && value.bytes().all(|it| it.is_ascii_digit() || it == b'.')
+}
+
+/// Whether nobody would have thought of it: a UUID, or long, with digits, and of ever changing kinds of characters.
+fn is_random(value: &str) -> bool {
+    if uuid::Uuid::parse_str(value).is_ok() {
+        return true;
+    }
+    let jwt = value.starts_with("eyJ");
+    let fits = |it: char| is_token_char(it) && (jwt || it != '.');
+    if value.len() < 20 || !value.chars().all(fits) {
+        return false;
+    }
+    let kind = |it: u8| match it {
+        b'0'..=b'9' => 0,
+        b'a'..=b'z' => 1,
+        b'A'..=b'Z' => 2,
+        _ => 3,
+    };
+    let kinds: Vec<_> = value.bytes().map(kind).filter(|it| *it != 3).collect();
+    let changes = kinds.windows(2).filter(|it| it[0] != it[1]).count();
+    let digits = kinds.iter().filter(|it| **it == 0).count();
+    let letters = kinds.len() - digits;
+    digits >= 3 && letters >= 3 && changes * 5 >= kinds.len() && entropy(value) >= 3.2
+}
+
+/// Shannon's, in bits a character.
+#[expect(clippy::cast_precision_loss, reason = "values are short")]
+fn entropy(value: &str) -> f64 {
+    let mut counts = [0_usize; 256];
+    for it in value.bytes() {
+        counts[usize::from(it)] += 1;
+    }
+    let share = |it: &usize| *it as f64 / value.len() as f64;
+    counts.iter().filter(|it| **it != 0).map(share).map(|it| -it * it.log2()).sum()
+}
+
+/// `scheme://user:password@host`, where the host is another machine.
+pub(super) fn has_url_password(line: &str, style: Style) -> bool {
+    line.match_indices("://").any(|(at, found)| {
+        let rest = &line[at + found.len()..];
+        let end = rest.find(|it: char| {
+            it.is_whitespace() || matches!(it, '/' | '"' | '\'' | '?' | '#' | '<' | '>' | '`')
+        });
+        let authority = &rest[..end.unwrap_or(rest.len())];
+        let Some((userinfo, host)) = authority.rsplit_once('@') else { return false };
+        let Some((_, password)) = userinfo.split_once(':') else { return false };
+        let bare = host.rsplit_once(':').map_or(host, |(it, _)| it);
+        let local = matches!(bare, "localhost" | "[::1]" | "0.0.0.0") || bare.starts_with("127.");
+        let meant = style == Style::Settings || is_random(password);
+        !host.is_empty()
+            && !local
+            && !bare.contains("example")
+            && meant
+            && !is_placeholder(password)
+    })
+}
+
+/// A name as it may be shown: names only, however long a line went on.
+fn shown_name(name: &str) -> String {
+    if name.len() <= 64 && !is_random(name) { name.to_owned() } else { "a variable".to_owned() }
+}
+
+/// What a file with a private key in it is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PrivateKey {
+    /// Without a passphrase.
+    pub(super) open: bool,
+    /// Its secret is in hardware: the file is a handle, and the key wants a touch.
+    pub(super) hardware: bool,
+}
+
+/// The first private key in PEM or OpenSSH's format.
+pub(super) fn private_key(content: &[u8]) -> Option<PrivateKey> {
+    let text = String::from_utf8_lossy(content);
+    let (_, rest) = text.split_once("-----BEGIN ")?;
+    let (label, rest) = rest.split_once("-----")?;
+    let (body, _) = rest.split_once("-----END ")?;
+    let soft = |open| Some(PrivateKey { open, hardware: false });
+    match label {
+        // Nobody's key is shorter than this, and examples are.
+        _ if body.len() < 48 => None,
+        "OPENSSH PRIVATE KEY" => openssh_key(body),
+        "PRIVATE KEY" => soft(true),
+        "ENCRYPTED PRIVATE KEY" => soft(false),
+        "RSA PRIVATE KEY" | "EC PRIVATE KEY" | "DSA PRIVATE KEY" => {
+            soft(!body.contains("ENCRYPTED"))
+        }
+        _ => None,
+    }
+}
+
+/// The header of OpenSSH's own format, which is in clear: cipher, KDF and its options, how many, public key.
+fn openssh_key(body: &str) -> Option<PrivateKey> {
+    use base64::Engine as _;
+    let body: String = body.split_whitespace().collect();
+    let bytes = base64::engine::general_purpose::STANDARD.decode(body).ok()?;
+    let mut rest = bytes.strip_prefix(b"openssh-key-v1\0")?;
+    let cipher = string(&mut rest)?;
+    string(&mut rest)?;
+    string(&mut rest)?;
+    rest = rest.get(4..)?;
+    let mut public = string(&mut rest)?;
+    let kind = string(&mut public)?;
+    Some(PrivateKey { open: cipher == b"none", hardware: kind.starts_with(b"sk-") })
+}
+
+/// The next string of SSH's encoding (RFC 4251, section 5), which `from` then begins behind.
+pub(super) fn string<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, rest) = from.split_first_chunk::<4>()?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    let (value, rest) = rest.split_at_checked(length)?;
+    *from = rest;
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn found(style: Style, text: &str) -> Vec<(usize, Kind, String)> {
+        let hits = scan(style, &[], text.as_bytes());
+        hits.into_iter().map(|it| (it.line, it.kind, it.what)).collect()
+    }
+
+    #[test]
+    fn names_that_mean_secrets_are_told_from_names_about_them() {
+        for name in [
+            "TOKEN",
+            "GITHUB_TOKEN",
+            "apiKey",
+            "api-key",
+            "CLIENT_SECRET",
+            "dbPassword",
+            "DB_PASS",
+            "PASSWORD_PROD",
+            "spring.datasource.password",
+            "AWS_SECRET_ACCESS_KEY",
+            "SECRET_KEY",
+        ] {
+            assert!(is_secret_name(name), "{name}");
+        }
+        for name in [
+            "TOKEN_FILE",
+            "TOKEN_URL",
+            "SECRET_ARN",
+            "PASSWORD_MIN_LENGTH",
+            "PWD",
+            "OLDPWD",
+            "tokenizer",
+            "PRIMARY_KEY",
+            "KEY",
+            "AUTHOR",
+            "password_hash",
+            "BYPASS",
+            "",
+        ] {
+            assert!(!is_secret_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_somebody_thought_of_is_told_from_what_a_machine_made() {
+        for value in [
+            concat!("3f9c1b7e-52d4-4a86", "-9e0b-7d1f6a2c8b45"),
+            concat!("9fK2mQx7LbR4tWz8Vn", "C3yHj6PdS1gTa5EuXo"),
+            concat!("5f4dcc3b5aa765d61d", "8327deb882cf99"),
+        ] {
+            assert!(is_random(value), "{value}");
+        }
+        for value in [
+            "my-secret-name-in-the-store",
+            "ACCESS_TOKEN_STORAGE_KEY_1",
+            "accessTokenForUser",
+            "2026-01-01T00:00:00Z",
+            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "12345678901234567890",
+            "short1A",
+        ] {
+            assert!(!is_random(value), "{value}");
+        }
+    }
+
+    #[test]
+    fn an_access_key_id_counts_with_its_secret_and_not_alone_or_far_from_it() {
+        let id = concat!("AKIA", "Q7M2XK4RJ5TNW3PB");
+        let key = concat!("hT4k/9QmZ2xVb7Lw", "Rn+5cYpD8sJf3GaE6uKo1BiX");
+        let near = format!("a: {id}\n\n\nb: {key}\n");
+        let what = "AKIA… (long-lived)".to_owned();
+        assert_eq!(found(Style::Any, &near), [(1, Kind::AwsKey, what)]);
+        assert_eq!(found(Style::Any, id), []);
+        assert_eq!(found(Style::Any, &near.replace("\n\n\n", &"\n".repeat(20))), []);
+        // A commit's name has 40 characters too.
+        let commit = "da39a3ee5e6b4b0d3255bfef95601890afd80709";
+        assert_eq!(found(Style::Any, &near.replace(key, commit)), []);
+    }
+
+    #[test]
+    fn urls_with_passwords_count_unless_they_are_of_this_machine_or_an_example() {
+        let with = |it: &str| has_url_password(it, Style::Settings);
+        assert!(with("DATABASE_URL=postgres://app:hunter2x@db.internal/app"));
+        assert!(with("redis://:p4ssw0rd1@cache:6379"));
+        for fine in [
+            "postgres://app:hunter2x@localhost/app",
+            "postgres://app:hunter2x@127.0.0.1:5432/app",
+            "postgres://app:${PASSWORD}@db/app",
+            "postgres://app@db/app",
+            "https://example.com/a:b@c",
+            "postgres://app:hunter2x@db.example.com/app",
+            "://",
+            "a://:@",
+        ] {
+            assert!(!with(fine), "{fine}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_shown_holds_no_token() {
+        let token = concat!("ghp", "_9fK2mQx7LbR4tWz8VnC3yHj6PdS1gTa5EuXo");
+        let id = concat!("ASIA", "Q7M2XK4RJ5TNW3PB");
+        let text = format!("/home/{token}/é{id}/x");
+        assert_eq!(without_secrets(&text), "/home/ghp_…/éASIA…/x");
+    }
+
+    #[test]
+    fn a_handle_of_a_hardware_key_is_no_open_key() {
+        use base64::Engine as _;
+        let string = |it: &[u8]| [&u32::try_from(it.len()).unwrap().to_be_bytes(), it].concat();
+        let file = |cipher: &[u8], kind: &[u8]| {
+            let public = string(&[string(kind), vec![7; 40]].concat());
+            let head = [b"openssh-key-v1\0".to_vec(), string(cipher), string(b"none"), string(b"")]
+                .concat();
+            let bytes = [head, vec![0, 0, 0, 1], public, vec![0; 64]].concat();
+            let body = base64::engine::general_purpose::STANDARD.encode(bytes);
+            format!(
+                "-----BEGIN OPENSSH PRIVATE KEY-----\n{body}\n-----END OPENSSH PRIVATE KEY-----\n"
+            )
+        };
+        let kind = |cipher: &[u8], kind: &[u8]| private_key(file(cipher, kind).as_bytes()).unwrap();
+        assert_eq!(kind(b"none", b"ssh-ed25519"), PrivateKey { open: true, hardware: false });
+        assert_eq!(
+            kind(b"aes256-ctr", b"ssh-ed25519"),
+            PrivateKey { open: false, hardware: false }
+        );
+        assert!(kind(b"none", b"sk-ssh-ed25519@openssh.com").hardware);
+        let pem = |head: &str| {
+            format!("-----BEGIN {head}-----\n{}\n-----END {head}-----\n", "A".repeat(64))
+        };
+        for (label, open) in
+            [("PRIVATE KEY", true), ("RSA PRIVATE KEY", true), ("ENCRYPTED PRIVATE KEY", false)]
+        {
+            assert_eq!(private_key(pem(label).as_bytes()).unwrap().open, open, "{label}");
+        }
+        assert_eq!(private_key(pem("CERTIFICATE").as_bytes()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_content_makes_a_scan_fail(
+            bytes in prop::collection::vec(any::<u8>(), 0..600),
+            text in "(AKIA|ghp_|://|@|=|:|é|\"|Bearer |-----BEGIN |-----|[A-Za-z0-9]{0,9}|\n){0,60}",
+        ) {
+            for content in [bytes.as_slice(), text.as_bytes()] {
+                for style in [Style::Settings, Style::Any] {
+                    scan(style, &["auth"], content);
+                }
+                private_key(content);
+                without_secrets(&String::from_utf8_lossy(content));
+                super::super::ssh::identities(content);
+            }
+        }
+
+        /// Whatever stands around it, a token in its maker's form is found, and is not shown.
+        #[test]
+        fn a_token_is_found_and_never_told(
+            body in "[A-Za-z0-9]{36}",
+            before in "([ -~é]{0,20}[ =:'\"])?",
+            after in "([ '\",;][ -~]{0,20})?",
+        ) {
+            let distinct = body.chars().collect::<BTreeSet<_>>().len();
+            prop_assume!(distinct >= 10 && !is_placeholder(&body));
+            let token = format!("ghp_{body}");
+            let line = format!("{before}{token}{after}");
+            let hits = scan(Style::Any, &[], line.as_bytes());
+            prop_assert!(!hits.is_empty(), "{line}");
+            for hit in hits {
+                prop_assert!(!hit.what.contains(&body));
+            }
+            prop_assert!(!without_secrets(&line).contains(&body));
+        }
+    }
+}

@@ -1,0 +1,647 @@
+//! The built `broker doctor`, on homes and projects with one standing credential each. What else is on the machine
+//! that the tests run on is not looked at here: only what is below the case's own folders, and its own variables.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+// Put together here, so that no scanner takes this file for a leak: ours would, and rightly.
+const ID: &str = concat!("AKIA", "Q7M2XK4RJ5TNW3PB");
+const SESSION_ID: &str = concat!("ASIA", "Q7M2XK4RJ5TNW3PB");
+const KEY: &str = concat!("hT4k/9QmZ2xVb7Lw", "Rn+5cYpD8sJf3GaE6uKo1BiX");
+const TOKEN: &str = concat!("3f9c1b7e-52d4-4a86", "-9e0b-7d1f6a2c8b45");
+const GITHUB: &str = concat!("ghp", "_9fK2mQx7LbR4tWz8VnC3yHj6PdS1gTa5EuXo");
+const WORD: &str = concat!("tr0ub4dor", "-Kq82");
+const SECRETS: [&str; 5] = [KEY, TOKEN, GITHUB, WORD, ID];
+
+/// A home and a project, both empty.
+struct Machine {
+    dir: TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["home", "project"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    fn run(&self, environment: &[(&str, String)], args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_broker"))
+            .args(["doctor", "--no-network"])
+            .args(args)
+            .current_dir(self.path("project"))
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.path("home"))
+            .envs(environment.iter().map(|(name, value)| (*name, value)))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// The findings about this case: below its folders, or about its variables. Neither format prints a secret.
+    fn doctor(&self, environment: &[(&str, String)]) -> Vec<(String, String)> {
+        let report = self.report(environment);
+        let ours = |subject: &str| {
+            subject.contains(&self.dir.path().display().to_string())
+                || environment.iter().any(|(name, _)| *name == subject)
+        };
+        report["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|it| ours(it["subject"].as_str().unwrap()))
+            .map(|it| {
+                let text = |name: &str| it[name].as_str().unwrap().to_owned();
+                (text("check"), text("severity"))
+            })
+            .collect()
+    }
+
+    fn report(&self, environment: &[(&str, String)]) -> Value {
+        let json = self.run(environment, &["-o", "json"]);
+        let text = self.run(environment, &["-o", "text", "-v"]);
+        for output in [&json, &text] {
+            let printed = [output.stdout.clone(), output.stderr.clone()].concat();
+            let printed = String::from_utf8(printed).unwrap();
+            for secret in SECRETS {
+                assert!(!printed.contains(secret), "{secret} is printed: {printed}");
+            }
+        }
+        // Each by itself: other tests' processes come and go, and are findings meanwhile.
+        let words = String::from_utf8(text.stdout).unwrap();
+        let says = |it: &str| words.lines().any(|line| line.starts_with(it));
+        let bad = says("critical ") || says("high ");
+        let code = if bad { 3 } else { 4 * i32::from(says("medium ") || says("low ")) };
+        assert_eq!(text.status.code(), Some(code), "{words}");
+        let report: Value = serde_json::from_slice(&json.stdout).unwrap();
+        let worst = report["findings"].as_array().unwrap().first();
+        let code = match worst.map(|it| it["severity"].as_str().unwrap()) {
+            None => 0,
+            Some("critical" | "high") => 3,
+            Some(_) => 4,
+        };
+        assert_eq!(json.status.code(), Some(code), "{report}");
+        report
+    }
+}
+
+fn found(check: &str, severity: &str) -> Vec<(String, String)> {
+    vec![(check.to_owned(), severity.to_owned())]
+}
+
+#[test]
+fn a_clean_home_and_project_give_no_finding() {
+    let machine = Machine::new();
+    machine.write("project/src/main.rs", "fn main() { println!(\"hello\"); }\n");
+    machine.write("home/.aws/config", "[default]\nregion = eu-west-1\n");
+    assert_eq!(machine.doctor(&[]), vec![]);
+}
+
+/// A file with one credential, by its name and content, is one finding, by its check and severity.
+fn each(cases: &[(&str, String, &str, &str)]) {
+    for (name, content, check, severity) in cases {
+        let machine = Machine::new();
+        machine.write(name, content);
+        assert_eq!(machine.doctor(&[]), found(check, severity), "{name}: {content}");
+    }
+}
+
+#[test]
+fn what_awss_tools_keep_is_found_and_no_secret_is_printed() {
+    let long_lived = format!("[work]\naws_access_key_id = {ID}\naws_secret_access_key = {KEY}\n");
+    let session = long_lived.replace(ID, SESSION_ID);
+    let later = "2999-01-01T00:00:00Z";
+    each(&[
+        ("home/.aws/credentials", long_lived.clone(), "aws-key", "critical"),
+        ("home/.aws/credentials", session, "aws-key", "high"),
+        ("home/.aws/config", long_lived.replace("[work]", "[profile work]"), "aws-key", "critical"),
+        ("home/.boto", long_lived.replace("[work]", "[Credentials]"), "aws-key", "critical"),
+        (
+            "home/.aws/config",
+            "[profile a]\nrole_arn = arn:aws:iam::1:role/a\nsource_profile = b\n".into(),
+            "aws-profile-role",
+            "medium",
+        ),
+        (
+            "home/.aws/config",
+            "[profile a]\nsso_session = s\n[sso-session s]\nsso_start_url = https://s\n".into(),
+            "aws-profile-sso",
+            "low",
+        ),
+        (
+            "home/.aws/config",
+            "[profile a]\ncredential_process = /opt/broker credentials --lease x\n".into(),
+            "aws-credential-process",
+            "high",
+        ),
+        (
+            "home/.aws/sso/cache/0a.json",
+            format!(r#"{{"accessToken":"{TOKEN}","expiresAt":"{later}"}}"#),
+            "aws-sso-token",
+            "critical",
+        ),
+        (
+            "home/.aws/sso/cache/0a.json",
+            format!(
+                r#"{{"accessToken":"a","expiresAt":"2020-01-01T00:00:00UTC","refreshToken":"{TOKEN}","registrationExpiresAt":"{later}"}}"#
+            ),
+            "aws-sso-token",
+            "high",
+        ),
+        (
+            "home/.aws/login/cache/0a.json",
+            format!(r#"{{"accessToken":{{"secretAccessKey":"{KEY}","expiresAt":"{later}"}}}}"#),
+            "aws-login-cache",
+            "critical",
+        ),
+        (
+            "home/.aws/cli/cache/0a.json",
+            format!(r#"{{"Credentials":{{"SecretAccessKey":"{KEY}","Expiration":"{later}"}}}}"#),
+            "aws-cli-cache",
+            "high",
+        ),
+    ]);
+}
+
+#[test]
+fn what_other_tools_keep_is_found_and_no_secret_is_printed() {
+    let later = "2999-01-01T00:00:00Z";
+    let kubeconfig = |user: &str| {
+        format!(
+            "apiVersion: v1\nclusters: []\ncurrent-context: c\nusers:\n- name: u\n  user:\n    {user}\n"
+        )
+    };
+    let login = format!(
+        r#"{{"brokers":{{"http://localhost:1":{{"person":"bob","token":"{TOKEN}","expires_at":"{later}"}}}}}}"#
+    );
+    each(&[
+        ("home/.kube/config", kubeconfig(&format!("token: {TOKEN}")), "kubeconfig-token", "high"),
+        ("home/.kube/config", kubeconfig("exec:\n      command: aws"), "kubeconfig-exec", "medium"),
+        (
+            "project/deploy/kubeconfig.yaml",
+            kubeconfig(&format!("client-key-data: {TOKEN}")),
+            "kubeconfig-token",
+            "high",
+        ),
+        (
+            "home/.config/gcloud/application_default_credentials.json",
+            format!(r#"{{"refresh_token":"{TOKEN}"}}"#),
+            "other-cloud",
+            "high",
+        ),
+        (
+            "home/.azure/msal_token_cache.json",
+            format!(r#"{{"secret":"{TOKEN}"}}"#),
+            "other-cloud",
+            "high",
+        ),
+        (
+            "home/.terraform.d/credentials.tfrc.json",
+            format!("{{\"credentials\":{{\"h\":{{\"token\":\"{TOKEN}\"}}}}}}"),
+            "tool-token",
+            "high",
+        ),
+        (
+            "home/.config/gh/hosts.yml",
+            format!("github.com:\n    oauth_token: {GITHUB}\n"),
+            "tool-token",
+            "high",
+        ),
+        (
+            "home/.docker/config.json",
+            format!("{{\"auths\":{{\"r\":{{\"auth\":\"{TOKEN}\"}}}}}}"),
+            "tool-token",
+            "high",
+        ),
+        ("home/.vault-token", TOKEN.into(), "tool-token", "high"),
+        (
+            "home/.railway/config.json",
+            format!("{{\n  \"user\": {{\n    \"token\": \"{TOKEN}\"\n  }}\n}}"),
+            "tool-token",
+            "high",
+        ),
+        ("home/.fly/config.yml", format!("access_token: {TOKEN}\n"), "tool-token", "high"),
+        ("home/.netrc", format!("machine h\n  login l\n  password {WORD}\n"), "tool-token", "high"),
+        (
+            "home/.npmrc",
+            format!("//registry.example.com/:_authToken={TOKEN}\n"),
+            "tool-token",
+            "high",
+        ),
+        ("home/.git-credentials", format!("https://u:{WORD}@h\n"), "tool-token", "high"),
+        (
+            "home/.bash_history",
+            format!("export AWS_SECRET_ACCESS_KEY={KEY}\n"),
+            "shell-file",
+            "critical",
+        ),
+        ("home/.zshrc", format!("export GITHUB_TOKEN={GITHUB}\n"), "shell-file", "high"),
+        ("home/.local/state/broker/login.json", login, "broker-login", "medium"),
+        (
+            "home/.local/state/broker/dev/dev.env",
+            "BROKER_URL=http://localhost:1\n".into(),
+            "broker-server-file",
+            "medium",
+        ),
+    ]);
+}
+
+#[test]
+fn what_lies_about_in_a_project_is_found_and_no_secret_is_printed() {
+    each(&[
+        (
+            "project/.env",
+            format!("AWS_ACCESS_KEY_ID={ID}\nAWS_SECRET_ACCESS_KEY={KEY}\n"),
+            "project-aws-key",
+            "critical",
+        ),
+        ("project/notes/old.txt", format!("key {ID}\nand {KEY}\n"), "project-aws-key", "critical"),
+        ("project/.env.local", format!("DB_PASSWORD={WORD}\n"), "project-secret", "high"),
+        (
+            "project/.env",
+            format!("DATABASE_URL=postgres://app:{WORD}@db.internal/app\n"),
+            "project-secret",
+            "high",
+        ),
+        ("project/prod.tfvars", format!("db_password = \"{WORD}\"\n"), "project-secret", "high"),
+        ("project/.npmrc", format!("//r.internal/:_authToken={TOKEN}\n"), "project-secret", "high"),
+        (
+            "project/.netrc",
+            format!("machine h login l password {WORD}\n"),
+            "project-secret",
+            "high",
+        ),
+        (
+            "project/docs/how.md",
+            format!("curl -H 'Authorization: Bearer {TOKEN}' https://api\n"),
+            "project-secret",
+            "high",
+        ),
+        ("project/src/a.py", format!("headers['x'] = '{GITHUB}'\n"), "project-secret", "high"),
+        (
+            "project/src/b.ts",
+            format!("const railwayToken = '{TOKEN}';\n"),
+            "project-secret",
+            "medium",
+        ),
+        // The incident that this product is there for: a token of a hosting platform, in a script for something else.
+        (
+            "project/scripts/domains.sh",
+            format!("RAILWAY_TOKEN={TOKEN} railway domain\n"),
+            "project-secret",
+            "high",
+        ),
+        (
+            "project/terraform.tfstate",
+            format!("{{\n  \"password\": \"{WORD}\"\n}}\n"),
+            "project-state",
+            "high",
+        ),
+        (
+            "project/.git/config",
+            format!(
+                "[remote \"origin\"]\n\turl = https://x-access-token:{GITHUB}@github.com/a/b\n"
+            ),
+            "project-git-remote",
+            "high",
+        ),
+        (
+            "project/.git/config",
+            format!("[http]\n\textraheader = AUTHORIZATION: basic {WORD}\n"),
+            "project-git-remote",
+            "high",
+        ),
+    ]);
+}
+
+#[test]
+fn a_variable_with_a_standing_credential_is_found_and_its_secret_is_not_printed() {
+    let machine = Machine::new();
+    let token = machine.write("elsewhere/token", TOKEN).display().to_string();
+    let set = |name, value: &str| (name, value.to_owned());
+    let cases = [
+        (
+            vec![set("AWS_ACCESS_KEY_ID", ID), set("AWS_SECRET_ACCESS_KEY", KEY)],
+            "env-aws-key",
+            "critical",
+        ),
+        (
+            vec![
+                set("AWS_ACCESS_KEY_ID", SESSION_ID),
+                set("AWS_SECRET_ACCESS_KEY", KEY),
+                set("AWS_SESSION_TOKEN", TOKEN),
+            ],
+            "env-aws-key",
+            "high",
+        ),
+        (vec![set("AWS_PROFILE", "admin")], "env-aws-profile", "medium"),
+        (
+            vec![
+                set("AWS_WEB_IDENTITY_TOKEN_FILE", &token),
+                set("AWS_ROLE_ARN", "arn:aws:iam::1:role/r"),
+            ],
+            "env-aws-web-identity",
+            "high",
+        ),
+        (vec![set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/x")], "env-aws-container", "high"),
+        (
+            vec![
+                set("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:9/x"),
+                set("AWS_CONTAINER_AUTHORIZATION_TOKEN", TOKEN),
+            ],
+            "env-aws-container",
+            "high",
+        ),
+        (vec![set("AWS_BEARER_TOKEN_BEDROCK", TOKEN)], "env-bedrock-token", "medium"),
+        (vec![set("RAILWAY_TOKEN", TOKEN)], "env-secret", "high"),
+        (
+            vec![set("DATABASE_URL", &format!("postgres://a:{WORD}@db.internal/a"))],
+            "env-secret",
+            "high",
+        ),
+        (vec![set("BROKER_ADMIN_DATABASE_URL", "postgres:///b")], "broker-database", "critical"),
+        (vec![set("BROKER_DATABASE_URL", "postgres:///b")], "broker-database", "critical"),
+        (vec![set("BROKER_OPS_DATABASE_URL", "postgres:///b")], "broker-database", "medium"),
+        (vec![set("BROKER_URL", "http://broker.internal:8750")], "broker-url-plain", "high"),
+    ];
+    for (environment, check, severity) in cases {
+        assert_eq!(machine.doctor(&environment), found(check, severity), "{check}");
+    }
+    // What an agent lives on is no finding, nor is what AWS's tools need beside credentials.
+    let fine = [
+        set("BROKER_TOKEN", TOKEN),
+        set("BROKER_URL", "http://localhost:8750"),
+        set("ANTHROPIC_API_KEY", TOKEN),
+        set("AWS_REGION", "eu-west-1"),
+        set("GITHUB_TOKEN", ""),
+        set("TOKEN_FILE", "/run/token"),
+    ];
+    assert_eq!(machine.doctor(&fine), vec![]);
+}
+
+#[test]
+fn examples_empty_values_and_references_are_no_finding() {
+    let machine = Machine::new();
+    machine.write(
+        "project/.env.example",
+        "AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE\nAWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\nDB_PASSWORD=changeme\nTOKEN=xxxxxxxxxxxx\n",
+    );
+    machine.write(
+        "project/.env",
+        "DB_PASSWORD=\nDB_PASSWORD=\"\"\nAPI_TOKEN=${API_TOKEN}\nSTRIPE_SECRET=$STRIPE\nJWT_SECRET=<your secret>\nTOKEN_FILE=/run/secrets/token\n\
+         DATABASE_URL=postgres://postgres:postgres@localhost:5432/app\nPASSWORD_MIN_LENGTH=12\nTOKEN_TTL=3600\n# OLD_TOKEN=\n",
+    );
+    machine.write("project/src/a.ts", "const token = await getToken(user);\nlet password = form.password;\nconst accessToken = \"ACCESS_TOKEN_STORAGE_KEY_NAME\";\n");
+    machine
+        .write("project/package-lock.json", format!("{{\"integrity\": \"sha512-{KEY}{KEY}==\"}}"));
+    machine.write("project/id.txt", format!("the key {ID} was deleted\n"));
+    machine.write("project/vars.tfvars", "db_password = var.password\nregion = \"eu-west-1\"\n");
+    machine.write("project/.git/config", "[remote \"origin\"]\n\turl = git@github.com:a/b.git\n");
+    machine
+        .write("home/.docker/config.json", "{\"credsStore\": \"desktop\", \"auths\": {\"r\": {}}}");
+    machine
+        .write("home/.config/gh/hosts.yml", "github.com:\n    user: bob\n    git_protocol: ssh\n");
+    machine.write(
+        "home/.aws/sso/cache/a.json",
+        format!(r#"{{"accessToken":"{TOKEN}","expiresAt":"2020-01-01T00:00:00Z"}}"#),
+    );
+    assert_eq!(machine.doctor(&[]), vec![]);
+}
+
+#[test]
+fn a_profile_that_leases_from_this_program_is_no_finding_and_one_from_its_namesake_is() {
+    let machine = Machine::new();
+    let profile = |program: &Path| {
+        format!(
+            "[profile agent]\ncredential_process = {} credentials --lease x\n",
+            program.display()
+        )
+    };
+    let named = [("AWS_PROFILE", "agent".to_owned())];
+    machine.write("home/.aws/config", profile(Path::new(env!("CARGO_BIN_EXE_broker"))));
+    assert_eq!(machine.doctor(&named), vec![]);
+    let other = machine.write("elsewhere/broker", "#!/bin/sh\n");
+    machine.write("home/.aws/config", profile(&other));
+    let expected =
+        [found("aws-credential-process", "high"), found("env-aws-profile", "medium")].concat();
+    assert_eq!(machine.doctor(&named), expected);
+}
+
+#[test]
+fn a_variable_alone_does_not_pass_for_the_endpoint_of_broker_exec() {
+    let machine = Machine::new();
+    // Somebody listens there, who is not this program.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("http://{}/credentials", listener.local_addr().unwrap());
+    let environment = [("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri)];
+    assert_eq!(machine.doctor(&environment), found("env-aws-container", "high"));
+}
+
+/// `ssh-agent` with keys, until it is dropped.
+struct Agent {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Agent {
+    fn start(machine: &Machine) -> Self {
+        let socket = machine.path("agent.sock");
+        let mut command = Command::new("ssh-agent");
+        command.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let began = Instant::now();
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "ssh-agent does not listen");
+            std::thread::yield_now();
+        }
+        Self { child, socket }
+    }
+
+    fn add(&self, key: &Path) {
+        let mut command = Command::new("ssh-add");
+        command.arg("-q").arg(key).env("SSH_AUTH_SOCK", &self.socket);
+        assert!(command.status().unwrap().success());
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ssh_keygen(path: &Path, passphrase: &str, kind: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-t", kind, "-N", passphrase, "-C", "bob", "-f"]).arg(path);
+    assert!(command.status().unwrap().success());
+}
+
+#[test]
+fn software_keys_in_an_ssh_agent_are_found_and_an_empty_agent_is_none() {
+    let machine = Machine::new();
+    let agent = Agent::start(&machine);
+    let environment = [("SSH_AUTH_SOCK", agent.socket.display().to_string())];
+    assert_eq!(machine.doctor(&environment), vec![]);
+    for kind in ["ed25519", "rsa"] {
+        let key = machine.path(&format!("elsewhere/{kind}"));
+        ssh_keygen(&key, "", kind);
+        agent.add(&key);
+    }
+    assert_eq!(machine.doctor(&environment), found("ssh-agent-key", "high"));
+    let report = machine.report(&environment).to_string();
+    assert!(report.contains("2 of 2 keys") && report.contains("ssh-ed25519 SHA256:"), "{report}");
+    assert!(report.contains("ssh-rsa SHA256:"), "{report}");
+}
+
+#[test]
+fn a_socket_that_is_no_agent_does_not_hang_it_and_is_said() {
+    let machine = Machine::new();
+    let socket = machine.path("mute.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let report = machine.report(&[("SSH_AUTH_SOCK", socket.display().to_string())]);
+    let unseen = report["not_checked"].as_array().unwrap();
+    let said = |it: &Value| {
+        it["check"] == "ssh-agent-key" && it["why"].as_str().unwrap().contains("mute.sock")
+    };
+    assert!(unseen.iter().any(said), "{report}");
+}
+
+#[test]
+fn private_keys_without_a_passphrase_are_found_and_those_with_one_are_none() {
+    let machine = Machine::new();
+    ssh_keygen(&machine.path("home/.ssh/closed"), "a passphrase", "ed25519");
+    assert_eq!(machine.doctor(&[]), vec![]);
+    ssh_keygen(&machine.path("home/.ssh/open"), "", "ed25519");
+    assert_eq!(machine.doctor(&[]), found("ssh-key-open", "high"));
+
+    let machine = Machine::new();
+    ssh_keygen(&machine.path("project/deploy_key"), "", "ed25519");
+    assert_eq!(machine.doctor(&[]), found("project-private-key", "medium"));
+
+    let machine = Machine::new();
+    ssh_keygen(&machine.path("keys/bob"), "", "ed25519");
+    let keys = [("BROKER_KEYS", machine.path("keys").display().to_string())];
+    assert_eq!(machine.doctor(&keys), found("broker-person-key", "high"));
+}
+
+#[test]
+fn keys_of_a_brokers_server_are_found_where_its_configuration_says() {
+    let machine = Machine::new();
+    machine.write(
+        "project/config/broker.toml",
+        "instance_key = \"k/own.pem\"\n[log]\nkey = \"log.pem\"\n",
+    );
+    assert_eq!(machine.doctor(&[]), vec![]);
+    ssh_keygen(&machine.path("project/config/k/own.pem"), "", "ed25519");
+    let expected =
+        [found("broker-server-file", "critical"), found("project-private-key", "medium")].concat();
+    assert_eq!(machine.doctor(&[]), expected);
+}
+
+#[test]
+fn a_token_file_for_everybody_is_found() {
+    let machine = Machine::new();
+    let file = machine.write("elsewhere/token", TOKEN);
+    let environment = [("BROKER_TOKEN_FILE", file.display().to_string())];
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(machine.doctor(&environment), vec![]);
+    fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(machine.doctor(&environment), found("broker-token-open", "medium"));
+}
+
+#[test]
+fn what_is_no_regular_file_is_not_opened_and_links_are_not_followed_out() {
+    let machine = Machine::new();
+    for fifo in ["project/.env", "home/.netrc", "home/.vault-token"] {
+        let made = Command::new("mkfifo").arg(machine.path(fifo)).status().unwrap();
+        assert!(made.success());
+    }
+    fs::create_dir(machine.path("project/a")).unwrap();
+    symlink(machine.path("project"), machine.path("project/a/up")).unwrap();
+    symlink("loop", machine.path("project/loop")).unwrap();
+    let outside = machine.write("elsewhere/secret.txt", format!("GITHUB_TOKEN={GITHUB}\n"));
+    symlink(outside, machine.path("project/link.txt")).unwrap();
+    assert_eq!(machine.doctor(&[]), vec![]);
+    let report = machine.report(&[]).to_string();
+    assert!(report.contains("1 symbolic links lead out of it"), "{report}");
+}
+
+#[test]
+fn large_files_huge_lines_and_what_is_no_text_are_survived_and_limits_are_said() {
+    let machine = Machine::new();
+    let token = format!("GITHUB_TOKEN={GITHUB}\n");
+    machine.write("project/large.log", [token.as_bytes(), &vec![b'a'; 10 << 20]].concat());
+    machine.write("project/line.env", "A_TOKEN=:".repeat(200_000));
+    machine.write("project/bytes.env", [0xff, 0xfe, b'=', 0xc3].repeat(1000));
+    machine.write("project/zero.env", [0; 4096]);
+    let report = machine.report(&[]);
+    let large = machine.path("project/large.log").display().to_string();
+    let findings = report["findings"].as_array().unwrap();
+    assert!(findings.iter().any(|it| it["subject"] == large.as_str()), "{report}");
+    assert!(report.to_string().contains("of 2 files only the first MiB was read"), "{report}");
+}
+
+#[test]
+fn what_cannot_be_read_is_said() {
+    let machine = Machine::new();
+    let file = machine.write("project/closed/.env", format!("DB_PASSWORD={WORD}\n"));
+    fs::set_permissions(file.parent().unwrap(), Permissions::from_mode(0o000)).unwrap();
+    let as_root = fs::read_dir(file.parent().unwrap()).is_ok();
+    let report = machine.report(&[]);
+    let said = report["not_checked"].to_string().contains("closed: permission denied");
+    let subject = file.display().to_string();
+    let seen =
+        report["findings"].as_array().unwrap().iter().any(|it| it["subject"] == subject.as_str());
+    fs::set_permissions(file.parent().unwrap(), Permissions::from_mode(0o700)).unwrap();
+    // To root nothing is closed: then what is in it is found.
+    assert_eq!((said, seen), (!as_root, as_root), "{report}");
+
+    // A loop is unreadable to root too.
+    symlink("credentials", machine.path("home/.aws-loop")).unwrap();
+    fs::create_dir(machine.path("home/.aws")).unwrap();
+    symlink("credentials", machine.path("home/.aws/credentials")).unwrap();
+    let report = machine.report(&[]);
+    assert!(report["not_checked"].to_string().contains(".aws/credentials: "), "{report}");
+}
+
+#[test]
+fn the_report_lists_what_was_checked_and_what_was_not() {
+    let machine = Machine::new();
+    let report = machine.report(&[]);
+    let checked = report["checked"].as_array().unwrap();
+    assert!(checked.iter().any(|it| it == "aws-key") && checked.len() > 30, "{report}");
+    let unseen = report["not_checked"].to_string();
+    assert!(unseen.contains("instance-role") && unseen.contains("--no-network"), "{report}");
+
+    machine.write("home/.vault-token", TOKEN);
+    let output = machine.run(&[], &["-o", "json", "--except", "tool-token"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(!report["findings"].to_string().contains("tool-token"), "{report}");
+    assert!(report["not_checked"].to_string().contains("left out by --except"), "{report}");
+    let output = machine.run(&[], &["--except", "no-such"]);
+    assert_eq!(output.status.code(), Some(2));
+    let output = machine.run(&[], &["--project", "/no/such/directory"]);
+    assert_eq!(output.status.code(), Some(2));
+}
