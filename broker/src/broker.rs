@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use sqlx::PgPool;
+use time::OffsetDateTime;
 use tokio::sync::{Notify, OnceCell, broadcast};
 use uuid::Uuid;
 
@@ -72,6 +73,8 @@ struct Delivered {
     session_id: Uuid,
     region: String,
     minted: Minted,
+    /// When AWS refuses it, if that is before it ends.
+    until: Option<OffsetDateTime>,
 }
 
 impl Broker {

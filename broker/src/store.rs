@@ -86,6 +86,8 @@ pub struct Warrant {
     statement_sha256: Option<String>,
     tier: Option<&'static str>,
     region: String,
+    /// When the window of an unsigned lease ends: its session policy allows nothing later.
+    until: Option<OffsetDateTime>,
 }
 
 impl Warrant {
@@ -101,6 +103,11 @@ impl Warrant {
 
     pub fn lease_id(&self) -> LeaseId {
         self.lease_id
+    }
+
+    /// When AWS refuses what the session does, if that is before the session ends.
+    pub fn until(&self) -> Option<OffsetDateTime> {
+        self.until
     }
 
     pub fn session_id(&self) -> Uuid {

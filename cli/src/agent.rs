@@ -304,10 +304,7 @@ fn usable(lease: Lease) -> Result<Lease> {
 pub(crate) fn delivered(client: &Client, lease: Lease) -> Result<Leased> {
     let lease = usable(lease)?;
     let id = lease.id;
-    let mut credentials = lease.credentials.map_or_else(|| claim(client, id), Ok)?;
-    // AWS refuses what is used after the lease's window, however long its session lasts.
-    credentials.expires_at =
-        lease.ends_at.map_or(credentials.expires_at, |it| it.min(credentials.expires_at));
+    let credentials = lease.credentials.map_or_else(|| claim(client, id), Ok)?;
     let signed = 0 < lease.signatures_needed;
     let (account, ends_at) = (lease.account, lease.ends_at);
     Ok(Leased { id, account, ends_at, signed, credentials })

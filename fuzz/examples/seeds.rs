@@ -22,7 +22,7 @@ use broker::statement::act::{
 use broker::statement::{Issuer, LeaseStatement, Meaning, Signers};
 use broker::verify::{Demand, SK_APPLICATION, UnverifiedSignature, check_signature};
 use broker_fuzz::{NOW, SIGNED, armor, enrolled};
-use broker_fuzz::{approval, log, passkey};
+use broker_fuzz::{approval, log, passkey, workload};
 use ed25519_dalek::Signer;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -485,13 +485,64 @@ fn logs(approved: Export) {
 }
 
 fn good(file: &str, key: Option<String>, anchors: Vec<SignedCheckpoint>, verdict: Verdict) {
-    let options = Options { key, anchors, covered_within: Duration::HOUR };
+    let covered_within = Duration::HOUR;
+    let options = Options { key, anchors, covered_within, ..Options::default() };
     let report = verify_log(file.as_bytes(), options, |_| ()).expect("it is in memory");
     assert_eq!(report.verdict(), verdict, "{}", report.text());
 }
 
+/// A good token, and what is refused for one reason each.
+fn workloads() {
+    let header = json!({ "alg": "RS256", "typ": "JWT", "kid": "key-1" });
+    let seed = |name: &str, header: &Value, changes: &Value| {
+        let mut claims = workload::claims();
+        let more = changes.as_object().expect("an object").clone();
+        claims.as_object_mut().expect("an object").extend(more);
+        write(&format!("seeds/workload/{name}"), format!("{header}\n{claims}").as_bytes());
+        let token = workload::token_of(format!("{header}\n{claims}").as_bytes());
+        let unverified = broker::workload::read(&token).ok()?;
+        let verified = unverified
+            .verify(&workload::issuer(), |_| true)
+            .map(|it| it.workload("https://broker.example.com", NOW));
+        Some(verified.is_ok_and(|it| it.is_ok()))
+    };
+    assert_eq!(seed("good", &header, &json!({})), Some(true));
+    assert_eq!(
+        seed("one-audience", &header, &json!({ "aud": ["https://broker.example.com"] })),
+        Some(true)
+    );
+    assert_eq!(seed("nobody", &header, &json!({ "actor_id": "1" })), Some(true));
+    assert_eq!(
+        seed("two-audiences", &header, &json!({ "aud": ["https://broker.example.com", "x"] })),
+        Some(false)
+    );
+    assert_eq!(seed("expired", &header, &json!({ "exp": 1 })), Some(false));
+    assert_eq!(
+        seed(
+            "other-branch",
+            &header,
+            &json!({ "sub": "repo:acme/shop:ref:refs/heads/x:ref:refs/heads/main" })
+        ),
+        Some(false)
+    );
+    assert_eq!(seed("none", &json!({ "alg": "none", "kid": "key-1" }), &json!({})), Some(false));
+    assert_eq!(
+        seed(
+            "brings-a-key",
+            &json!({ "alg": "RS256", "kid": "key-1", "jku": "https://x" }),
+            &json!({})
+        ),
+        None
+    );
+    write(
+        "seeds/workload/token",
+        workload::token_of(format!("{header}\n{}", workload::claims()).as_bytes()).as_bytes(),
+    );
+}
+
 fn main() {
     passkeys();
+    workloads();
     logs(approvals());
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut some = String::new();

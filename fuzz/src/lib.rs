@@ -6,6 +6,7 @@
 pub mod approval;
 pub mod log;
 pub mod passkey;
+pub mod workload;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

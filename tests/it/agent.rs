@@ -342,6 +342,24 @@ async fn a_live_session_is_handed_out_again_until_shortly_before_its_end() {
 }
 
 #[tokio::test]
+async fn credentials_end_when_the_window_does_however_long_their_session_lasts() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let lease = broker.staging_lease().await;
+    let ends = broker.get(&format!("/v1/leases/{lease}")).await.body["ends_at"].clone();
+    broker.clock.advance(Duration::minutes(4));
+    sts.set(tests::sts::Mood::Good { now: broker.clock.now() });
+    for _ in 0..2 {
+        let claimed = broker.claim(lease).await;
+        assert_eq!(claimed.body["expires_at"], ends, "{}", claimed.body);
+    }
+    let sql = "select expires_at from session where lease_id = $1";
+    let session: time::OffsetDateTime =
+        sqlx::query_scalar(sql).bind(lease.0).fetch_one(&broker.database.owner).await.unwrap();
+    assert_eq!(session, broker.clock.now() + Duration::minutes(15), "what AWS says is recorded");
+}
+
+#[tokio::test]
 async fn an_agent_takes_back_what_it_has_not_used() {
     let sts = FakeSts::start().await;
     let broker = TestBroker::fake(&sts).await;

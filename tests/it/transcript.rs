@@ -11,9 +11,13 @@ use tests::site::{Site, production_write_arguments, production_write_tool};
 use tests::sts::FakeSts;
 use tests::{Setup, wide_budgets};
 
-/// What the agent works with once it runs a command: the one place where a secret belongs, and not its transcript.
-const WORK: [&str; 4] =
-    ["--", "sh", "-c", "test -n \"$AWS_SESSION_TOKEN\" && echo worked as $AWS_ACCESS_KEY_ID"];
+/// What the agent does once it may: all that its environment has of AWS credentials is the way to them.
+const WORK: [&str; 4] = [
+    "--",
+    "sh",
+    "-c",
+    "test -n \"$AWS_CONTAINER_CREDENTIALS_FULL_URI\" && test -z \"$AWS_SESSION_TOKEN\" && echo worked",
+];
 
 /// An agent that writes down everything that it is told.
 struct Agent {
@@ -88,7 +92,7 @@ async fn a_task_through_the_command_line_leaves_no_secret_and_a_next_step_at_eac
 
     let staging = [&["exec", "--scope", "staging-rw"][..], &WORK].concat();
     let worked = agent.runs(&staging, 0).await;
-    assert!(worked.as_str().unwrap().starts_with("worked as ASIA"), "{worked}");
+    assert!(worked.as_str().unwrap().starts_with("worked"), "{worked}");
 
     // Denied: told what may be asked for.
     let denied = agent.runs(&["lease", "--scope", "prod-admin", "-o", "json"], 4).await;
@@ -99,7 +103,7 @@ async fn a_task_through_the_command_line_leaves_no_secret_and_a_next_step_at_eac
     assert!(pending["next"].as_str().unwrap().contains(pending["short_code"].as_str().unwrap()));
     agent.is_signed_for(&pending["lease_id"]).await;
     let worked = agent.does_as_told(&pending, 0).await;
-    assert!(worked.as_str().unwrap().starts_with("worked as ASIA"), "{worked}");
+    assert!(worked.as_str().unwrap().starts_with("worked"), "{worked}");
 
     // Expired: nobody signed in time; the lease itself names how to ask again, in the same words.
     let new = [&ask[..], &["--new"]].concat();
@@ -143,7 +147,7 @@ async fn a_task_through_mcp_leaves_no_secret_and_a_next_step_at_each_refusal() {
 
     let staging = client.got("request_lease", json!({ "scope": "staging-rw" })).await;
     let worked = agent.does_as_told(&run(&staging), 0).await;
-    assert!(worked.as_str().unwrap().starts_with("worked as ASIA"), "{worked}");
+    assert!(worked.as_str().unwrap().starts_with("worked"), "{worked}");
     client.refused("request_lease", json!({ "scope": "prod-admin" })).await;
 
     let pending = client.got("request_lease", production_write_tool()).await;
@@ -153,7 +157,7 @@ async fn a_task_through_mcp_leaves_no_secret_and_a_next_step_at_each_refusal() {
     let wait = json!({ "id": pending["lease"]["id"], "wait_seconds": 30 });
     let signed = client.got("lease_status", wait).await;
     let worked = agent.does_as_told(&run(&signed), 0).await;
-    assert!(worked.as_str().unwrap().starts_with("worked as ASIA"), "{worked}");
+    assert!(worked.as_str().unwrap().starts_with("worked"), "{worked}");
 
     let mut another = production_write_tool();
     another["new"] = json!(true);

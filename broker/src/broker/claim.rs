@@ -120,7 +120,10 @@ impl Broker {
                 .filter(|it| it.agent == agent.name && it.sponsor == agent.sponsor)
                 .filter(|it| now < it.minted.expires_at - self.limits().redeliver_until.0)
                 .map(|it| {
-                    (it.scope.clone(), wire_credentials(it.session_id, &it.region, &it.minted))
+                    (
+                        it.scope.clone(),
+                        wire_credentials(it.session_id, &it.region, &it.minted, it.until),
+                    )
                 })
         };
         let Some((scope, credentials)) = kept else { return Ok(None) };
@@ -289,6 +292,7 @@ impl Broker {
     ) -> Result<wire::Credentials> {
         let (id, session_id) = (warrant.lease_id(), warrant.session_id());
         let (scope, region) = (warrant.scope().to_owned(), warrant.region().to_owned());
+        let until = warrant.until();
         let minted = self.sts.mint(&warrant).await;
         let now = self.clock.now();
         let settled =
@@ -305,7 +309,7 @@ impl Broker {
         }
         let credentials = wire::Credentials {
             receipt: settled,
-            ..wire_credentials(session_id, &region, &minted)
+            ..wire_credentials(session_id, &region, &minted, until)
         };
         let kept = Delivered {
             agent: agent.name.clone(),
@@ -314,6 +318,7 @@ impl Broker {
             session_id,
             region,
             minted,
+            until,
         };
         let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
         delivered.retain(|_, it| now < it.minted.expires_at);
@@ -366,13 +371,19 @@ fn check_state(lease: &wire::Lease, signed: bool) -> Result<()> {
     }
 }
 
-fn wire_credentials(session_id: Uuid, region: &str, minted: &Minted) -> wire::Credentials {
+/// Whoever holds credentials is told when they stop working, so that they are renewed and not found dead.
+fn wire_credentials(
+    session_id: Uuid,
+    region: &str,
+    minted: &Minted,
+    until: Option<OffsetDateTime>,
+) -> wire::Credentials {
     wire::Credentials {
         session_id,
         access_key_id: minted.access_key_id.clone(),
         secret_access_key: minted.secret_access_key.expose_secret().to_owned(),
         session_token: minted.session_token.expose_secret().to_owned(),
-        expires_at: minted.expires_at,
+        expires_at: until.map_or(minted.expires_at, |it| it.min(minted.expires_at)),
         region: region.to_owned(),
         receipt: None,
     }

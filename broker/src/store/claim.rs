@@ -168,6 +168,7 @@ pub async fn claim(
         statement_sha256: granted.statement_sha256,
         tier: lease.tier.map(Tier::as_str),
         region,
+        until: lease.ends_at.filter(|_| lease.signatures_needed == 0),
     }))
 }
 

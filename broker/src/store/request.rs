@@ -213,9 +213,18 @@ pub async fn open(
     Ok(match admission {
         Admission::Open if row.written => {
             let warrant = claim.zip(terms).map(|(session, terms)| {
-                let Terms { assume_role, region, tier, .. } = terms;
+                let Terms { assume_role, region, tier, window, .. } = terms;
+                let until = Some(now + window);
                 let (statement_sha256, tier) = (None, Some(tier));
-                Warrant { lease_id: id, session, assume_role, statement_sha256, tier, region }
+                Warrant {
+                    lease_id: id,
+                    session,
+                    assume_role,
+                    statement_sha256,
+                    tier,
+                    region,
+                    until,
+                }
             });
             Opened::New { warrant, receipt }
         }
