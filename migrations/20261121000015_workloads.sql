@@ -62,31 +62,37 @@ set search_path = pg_catalog, public, pg_temp
 as $$
 declare
     known public.task;
+    locked boolean;
 begin
-    -- Of the same token that comes twice at once, and of tokens beyond the budget, one is first.
-    perform from public.person p where p.handle = start_workload_task.sponsor and p.disabled_at is null for no key update;
-    if not found then
-        verdict := 'no-sponsor';
-        return;
-    end if;
-    select * into known from public.task t where t.token_sha256 = start_workload_task.token_sha256;
-    if found then
-        task_id := known.id;
-        ends_at := known.expires_at;
-        verdict := case when known.ended_at is null and at < known.expires_at and known.agent = start_workload_task.agent
-                             and known.sponsor = start_workload_task.sponsor and known.actor is not distinct from start_workload_task.actor
-                             and known.actor_unknown = start_workload_task.actor_unknown then 'known' else 'ended' end;
-        return;
-    end if;
-    select t.started_at + interval '1 minute' into retry_at
-      from public.task t
-     where t.agent = start_workload_task.agent and t.sponsor = start_workload_task.sponsor and t.issuer is not null
-       and at - interval '1 minute' < t.started_at and t.started_at <= at
-     order by t.started_at desc offset most - 1 limit 1;
-    if found then
-        verdict := 'over-budget';
-        return;
-    end if;
+    -- Of the same token that comes twice at once, and of tokens beyond the budget, one is first: that takes the sponsor's lock, for
+    -- which every request of their agents waits. So who comes again, or too often, is found out without it.
+    foreach locked in array array[false, true] loop
+        if locked then
+            perform from public.person p where p.handle = start_workload_task.sponsor for no key update;
+        end if;
+        if not exists (select from public.person p where p.handle = start_workload_task.sponsor and p.disabled_at is null) then
+            verdict := 'no-sponsor';
+            return;
+        end if;
+        select * into known from public.task t where t.token_sha256 = start_workload_task.token_sha256;
+        if found then
+            task_id := known.id;
+            ends_at := known.expires_at;
+            verdict := case when known.ended_at is null and at < known.expires_at and known.agent = start_workload_task.agent
+                                 and known.sponsor = start_workload_task.sponsor and known.actor is not distinct from start_workload_task.actor
+                                 and known.actor_unknown = start_workload_task.actor_unknown then 'known' else 'ended' end;
+            return;
+        end if;
+        select t.started_at + interval '1 minute' into retry_at
+          from public.task t
+         where t.agent = start_workload_task.agent and t.sponsor = start_workload_task.sponsor and t.issuer is not null
+           and at - interval '1 minute' < t.started_at and t.started_at <= at
+         order by t.started_at desc offset most - 1 limit 1;
+        if found then
+            verdict := 'over-budget';
+            return;
+        end if;
+    end loop;
     insert into public.task (id, agent, sponsor, task, started_at, expires_at, issuer, subject, token_sha256, actor, actor_unknown, claims)
     values (start_workload_task.id, start_workload_task.agent, start_workload_task.sponsor, start_workload_task.task, at,
             start_workload_task.expires_at, start_workload_task.issuer, start_workload_task.subject,

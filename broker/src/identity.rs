@@ -148,7 +148,7 @@ pub struct Tokens {
     origin: String,
     key: InstanceKey,
     encoding: EncodingKey,
-    /// Keys of before: what they signed is good until it ends, and nothing new is signed with them.
+    /// Keys of before: tokens that they signed are good until they end, and nothing is signed with them but exports of statements that name them.
     former: Vec<InstanceKey>,
 }
 

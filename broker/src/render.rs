@@ -44,6 +44,9 @@ pub fn statement(sealed: &LeaseStatement) -> String {
     form.line("needs", &format!("{} of {}", terms.signers.needed, eligible.join(", ")));
     form.line("sign by", &terms.sign_by.format(&Rfc3339).unwrap_or_default());
     form.0.push('\n');
+    if vouched_for_elsewhere(terms) {
+        boxed(&mut form.0, "what it runs for", &terms.sponsor_task);
+    }
     for (label, text) in [
         ("task", &terms.agent_says.task),
         ("reason", &terms.agent_says.reason),
@@ -74,8 +77,13 @@ impl Form {
         let LeaseTerms { agent, sponsor, sponsor_task, account, .. } = terms;
         let asks = format!("agent {}, vouched for by {}", id(&agent.name), id(&agent.issuer));
         self.line("who asks", &asks);
-        let sponsor = format!("{}, who started task {}", id(sponsor), id(sponsor_task));
-        self.line("sponsor", &sponsor);
+        // Nobody signed for a workload's task; what it is called is its own words, below.
+        let how = if vouched_for_elsewhere(terms) {
+            "by the broker's configuration".to_owned()
+        } else {
+            format!("who started task {}", id(sponsor_task))
+        };
+        self.line("sponsor", &format!("{}, {how}", id(sponsor)));
         if let Some(actor) = &terms.actor {
             self.line("set off by", &id(actor));
         }
@@ -159,6 +167,11 @@ fn held_to(conditions: &Conditions) -> Vec<String> {
         lines.push(format!("{} {}: {}", name(&it.operator), name(&it.key), list(&it.values)));
     }
     lines
+}
+
+/// Whether somebody else than the broker says who the agent is.
+fn vouched_for_elsewhere(terms: &LeaseTerms) -> bool {
+    terms.agent.issuer != terms.broker.origin
 }
 
 /// The agent's words, row by row, in a box that says whose they are.

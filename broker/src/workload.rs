@@ -282,12 +282,14 @@ impl Verified<'_> {
         let subject = signed.get("sub").and_then(Value::as_str).filter(|it| is_line(it));
         let subject = subject.ok_or(WorkloadError::Malformed("it names no subject"))?.to_owned();
         let signed = Value::Object(signed);
-        let mut matching = issuer.workloads.iter().filter(|it| {
-            let holds = |(name, pattern): (&String, &Pattern)| {
+        let holds_all = |conditions: &BTreeMap<String, Pattern>| {
+            conditions.iter().all(|(name, pattern)| {
                 claim(&signed, name).is_some_and(|value| pattern.matches(&value))
-            };
-            it.subject.matches(&subject) && it.conditions.iter().all(holds)
-        });
+            })
+        };
+        let fits =
+            |it: &&issuer::Workload| it.subject.matches(&subject) && holds_all(&it.conditions);
+        let mut matching = issuer.workloads.iter().filter(fits);
         let mapping = matching.next().ok_or(WorkloadError::NotMapped)?;
         if matching.next().is_some() {
             return Err(WorkloadError::Ambiguous);
@@ -306,7 +308,8 @@ impl Verified<'_> {
         let set_off = match mapping.set_off_by {
             SetsOff::Sponsor => SetOff::BySponsor,
             SetsOff::Actor => {
-                let named = issuer.actor_claim.as_ref().and_then(|name| claim(&signed, name));
+                let named = issuer.actor_claim.as_ref().filter(|_| holds_all(&issuer.actor_where));
+                let named = named.and_then(|name| claim(&signed, name));
                 let person = named.and_then(|it| issuer.actors.get(&it));
                 person.map_or(SetOff::BySomebody, |it| SetOff::By(it.clone()))
             }
@@ -345,7 +348,8 @@ fn check_times(signed: &Map<String, Value>, now: OffsetDateTime) -> Result<(), W
     if [time("nbf")?, time("iat")?].into_iter().flatten().any(|it| now + leeway < it) {
         return Err(WorkloadError::NotYetValid);
     }
-    if now + LONGEST_LIFE.as_seconds_f64() < expires {
+    let longest = LONGEST_LIFE.as_seconds_f64();
+    if now + longest < expires || time("iat")?.is_some_and(|it| it + longest < expires) {
         return Err(WorkloadError::TooLongLived);
     }
     Ok(())

@@ -136,10 +136,11 @@ fn asked(
 /// Runs the command to its end. It gets the signals that we get, but for those that a terminal sends to both of us.
 fn run(command: &mut Command) -> std::io::Result<ExitStatus> {
     let passed = [SIGHUP, SIGTERM, SIGUSR1, SIGUSR2];
-    let ignored = ignored_signals();
+    let ignored = wait::ignored_signals();
     // What `nohup` or a shell ignores for us, the command inherits as ignored; a handler of ours would undo that.
     let listened = passed.iter().chain(&[SIGINT, SIGQUIT]).filter(|it| !ignored.contains(it));
     let mut signals = Signals::new(listened.chain(&[SIGCHLD]))?;
+    wait::hand_over_signals();
     let mut child = command.spawn()?;
     loop {
         for signal in signals.wait() {
@@ -155,14 +156,6 @@ fn run(command: &mut Command) -> std::io::Result<ExitStatus> {
             }
         }
     }
-}
-
-/// Signals that whoever started us has us ignore, as Linux tells; elsewhere it is not known.
-fn ignored_signals() -> Vec<i32> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|it| it.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|it| u64::from_str_radix(it.trim(), 16).ok()).unwrap_or(0);
-    (1..=64).filter(|it| mask >> (it - 1) & 1 == 1).collect()
 }
 
 /// The command's own exit code; as in a shell, 128 and the signal's number where one ended it.
@@ -217,6 +210,8 @@ fn child_environment(
     let nothing_else = [
         ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
         ("AWS_CONFIG_FILE", "/dev/null"),
+        // botocore asks `~/.boto` before the endpoint.
+        ("BOTO_CONFIG", "/dev/null"),
         ("AWS_EC2_METADATA_DISABLED", "true"),
     ];
     for (name, value) in credentials.iter().chain(&nothing_else) {
@@ -296,6 +291,7 @@ mod tests {
             ("AWS_SECRET_ACCESS_KEY", "sec/ret+'quote$(x)"),
             ("AWS_SESSION_TOKEN", "token=="),
             ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
+            ("BOTO_CONFIG", "/dev/null"),
             ("BROKER_TOKEN", "kept"),
             ("PATH", "/bin"),
         ];

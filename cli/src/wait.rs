@@ -2,6 +2,7 @@
 //! away for a while is waited for too; whoever stops waiting leaves the request as it is, and is told how to go on.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,22 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const FRAME: Duration = Duration::from_millis(150);
 /// As wide as the spinner's line ever is.
 const SPINNER_WIDTH: usize = 60;
+
+/// Set when somebody else answers signals from now on.
+static HANDED_OVER: AtomicBool = AtomicBool::new(false);
+
+/// Leaves signals to whoever calls this: a command that runs now is told of them, and not ended by our end.
+pub(crate) fn hand_over_signals() {
+    HANDED_OVER.store(true, Ordering::SeqCst);
+}
+
+/// Signals that whoever started us has us ignore, as Linux tells; elsewhere it is not known.
+pub(crate) fn ignored_signals() -> Vec<i32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|it| it.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|it| u64::from_str_radix(it.trim(), 16).ok()).unwrap_or(0);
+    (1..=64).filter(|it| mask >> (it - 1) & 1 == 1).collect()
+}
 
 /// Long-polls until the lease is no longer pending, or `wait` is over. `known` is the lease, if it was just answered.
 pub(crate) fn for_people(
@@ -115,7 +132,9 @@ impl Watch {
         let screen = Mutex::default();
         let shared = Arc::new(Shared { id, deadline, format: context.format, screen });
         // Whoever cannot listen to signals is ended by them, as ever, and the request stays as it is.
-        if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP]) {
+        let ignored = ignored_signals();
+        let listened = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|it| !ignored.contains(it));
+        if let Ok(mut signals) = Signals::new(listened) {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || signals.forever().for_each(|it| shared.interrupted(it)));
         }
@@ -177,6 +196,9 @@ impl Shared {
 
     /// Ends the process at once, whatever it waits for. The lock is held to the end: nothing is claimed meanwhile.
     fn interrupted(&self, signal: i32) {
+        if HANDED_OVER.load(Ordering::SeqCst) {
+            return;
+        }
         let mut screen = self.screen();
         if screen.over {
             let _ = signal_hook::low_level::emulate_default_handler(signal);

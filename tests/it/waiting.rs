@@ -10,7 +10,7 @@ use tests::program::{binary, signal, text};
 use tests::site::{Site, WaitingClient, production_write_arguments};
 use tests::sts::FakeSts;
 use tests::{Setup, wide_budgets};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 const SOON: Duration = Duration::from_secs(30);
 const UNSET: &str = "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN; false\n";
@@ -124,6 +124,29 @@ async fn a_signal_ends_the_waiting_at_once_and_leaves_the_request_pending() {
         assert_eq!(site.broker.state(id).await, "pending", "{name}");
     }
     assert_eq!(site.pending().await, 1, "each resumed the same request");
+}
+
+#[tokio::test]
+async fn a_command_that_was_waited_for_is_told_of_signals_and_is_not_left_alone() {
+    for name in ["TERM", "HUP"] {
+        let site = roomy(|_| {}).await;
+        let work = format!(
+            "trap 'echo told; exit 7' {name}; echo ready; while :; do sleep 1 & wait $!; done"
+        );
+        let mut waiting =
+            WaitingClient::start_with(&site, "exec", &["--", "sh", "-c", &work]).await;
+        site.broker.approve(waiting.lease, &site.broker.bob).await;
+        let mut out = BufReader::new(waiting.child.stdout.take().expect("piped")).lines();
+        let mut line = async || {
+            let line = tokio::time::timeout(SOON, out.next_line()).await;
+            line.expect("in time").expect("text")
+        };
+        assert_eq!(line().await.as_deref(), Some("ready"));
+        signal(waiting.child.id().expect("it runs"), name);
+        assert_eq!(line().await.as_deref(), Some("told"), "{name}");
+        let status = tokio::time::timeout(SOON, waiting.child.wait()).await.expect("in time");
+        assert_eq!(status.expect("it ends").code(), Some(7), "{name}");
+    }
 }
 
 #[tokio::test]

@@ -341,6 +341,50 @@ async fn an_agent_starts_no_more_tasks_a_minute_than_its_budget_of_requests() {
     stage.task_token(&stage.claims()).await;
 }
 
+#[tokio::test]
+async fn who_runs_a_pipeline_again_is_somebody_unknown() {
+    let stage = Stage::with("actor_where = { run_attempt = \"1\" }").await;
+    // The token still names who set the first run off.
+    for attempt in [json!("2"), json!(2), json!("11"), Value::Null] {
+        let token = stage.task_token(&stage.claims_but(json!({ "run_attempt": attempt }))).await;
+        let production = stage.lease(&token, production_write()).await;
+        assert_eq!(production.status, StatusCode::FORBIDDEN, "{attempt}: {}", production.body);
+    }
+    let token = stage.task_token(&stage.claims_but(json!({ "run_attempt": "1" }))).await;
+    let pending = stage.lease(&token, production_write()).await;
+    assert_eq!(pending.body["eligible_signers"], json!(["carol"]), "{}", pending.body);
+    let statement = stage.broker.statement(pending.id()).await;
+    let statement = broker::statement::LeaseStatement::from_bytes(statement).unwrap();
+    let shown = broker::render::statement(&statement);
+    assert!(shown.contains("alice, by the broker's configuration"), "{shown}");
+    assert!(shown.contains("| the agent's words, what it runs for:\n  |   1234"), "{shown}");
+    assert!(!shown.contains("who started task"), "{shown}");
+}
+
+#[tokio::test]
+async fn who_comes_again_or_too_often_makes_nobody_wait() {
+    let stage = Stage::new().await;
+    let token = stage.token();
+    for _ in 0..9 {
+        stage.task_token(&stage.claims()).await;
+    }
+    assert_eq!(stage.broker.exchange(&token).await.status, StatusCode::OK);
+    let fresh = stage.token();
+    // Somebody asks for a lease, and takes long.
+    let mut transaction = stage.broker.database.owner.begin().await.unwrap();
+    sqlx::query("select from person where handle = 'alice' for no key update")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    assert_eq!(stage.broker.exchange(&token).await.reason(), "replayed");
+    assert_eq!(stage.broker.exchange(&fresh).await.problem(), "/problems/over-budget");
+    transaction.rollback().await.unwrap();
+    let (told,): (i64,) = stage
+        .row("select count(*) from event where type = 'budget.exceeded' and agent = 'shop-ci'")
+        .await;
+    assert_eq!(told, 1);
+}
+
 // --- what an attacker would send
 
 #[tokio::test]
@@ -562,6 +606,9 @@ async fn a_token_that_never_ends_or_lasts_for_days_is_refused() {
         let token = stage.issuer.sign(&stage.claims_but(json!({ "exp": exp })));
         assert_eq!(stage.broker.exchange(&token).await.reason(), reason, "{exp}");
     }
+    // Nor one that was good for a year, on its last day.
+    let old = stage.claims_but(json!({ "iat": now - 86_400, "nbf": now - 86_400 }));
+    assert_eq!(stage.broker.exchange(&stage.issuer.sign(&old)).await.reason(), "too-long-lived");
 }
 
 #[tokio::test]

@@ -166,9 +166,14 @@ pub struct WaitingClient {
 impl WaitingClient {
     /// Asks for [`crate::production_write`], and comes back when it waits.
     pub async fn start(site: &Site, more: &[&str]) -> Self {
+        Self::start_with(site, "lease", more).await
+    }
+
+    /// The same with another command that asks and waits.
+    pub async fn start_with(site: &Site, command: &str, more: &[&str]) -> Self {
         let arguments = production_write_arguments();
         let arguments = arguments.iter().map(String::as_str).chain(more.iter().copied());
-        let arguments: Vec<_> = ["lease", "--wait", "10m"].into_iter().chain(arguments).collect();
+        let arguments: Vec<_> = [command, "--wait", "10m"].into_iter().chain(arguments).collect();
         let mut command = site.command(&arguments);
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");

@@ -9,7 +9,7 @@ use super::Broker;
 use super::refuse::{Refusal, Whom};
 use crate::audit::{Actor, EventType, Subject};
 use crate::error::{Error, Result};
-use crate::identity::{Origin, TaskGrant};
+use crate::identity::{Agent, Origin, TaskGrant};
 use crate::lease::{Budgeted, Whose};
 use crate::store::{self, Exceeded, WorkloadTask};
 use crate::wire;
@@ -82,7 +82,17 @@ impl Broker {
             store::StartedWorkload::OverBudget { retry_at } => {
                 let (budget, of) = (Budgeted::RequestsPerMinute, Whose::Agent);
                 let wait = retry_at - now;
-                return Err(Error::OverBudget(Exceeded { budget, of, limit, retry_at, wait }));
+                let exceeded = Exceeded { budget, of, limit, retry_at, wait };
+                let agent = Agent {
+                    name: agent.clone(),
+                    sponsor: sponsor.clone(),
+                    task: task.clone(),
+                    task_id: id,
+                    origin,
+                    token_expires_at: now,
+                };
+                self.refuse_over_budget(&agent, None, exceeded, now).await?;
+                return Err(Error::OverBudget(exceeded));
             }
         };
         let grant = TaskGrant { id, agent, sponsor, task, expires_at };

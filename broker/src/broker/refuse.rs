@@ -315,7 +315,7 @@ impl Broker {
     pub(super) async fn refuse_over_budget(
         &self,
         agent: &Agent,
-        scope: &str,
+        scope: Option<&str>,
         exceeded: store::Exceeded,
         now: OffsetDateTime,
     ) -> Result<()> {
@@ -335,7 +335,7 @@ impl Broker {
         let subject = Subject {
             agent: Some(&agent.name),
             sponsor: Some(&agent.sponsor),
-            scope: Some(scope),
+            scope,
             ..Subject::default()
         };
         let refusal = refusal.of(subject);

@@ -74,7 +74,7 @@ impl Broker {
             Opened::Joined(id) => self.answer_with(agent, id, request.deliver).await,
             Opened::TaskEnded => Err(Error::TaskEnded),
             Opened::OverBudget(exceeded) => {
-                self.refuse_over_budget(agent, &request.scope, exceeded, now).await?;
+                self.refuse_over_budget(agent, Some(&request.scope), exceeded, now).await?;
                 Err(Error::OverBudget(exceeded))
             }
             Opened::Frozen => {

@@ -191,6 +191,14 @@ fn compare_settings(old: &Config, new: &Config, lines: &mut Vec<String>) {
         };
         it.issuers.iter().flat_map(of).collect()
     };
+    let former = |it: &Settings| {
+        let names = it.former_instance_keys.iter().filter_map(|it| it.file_name());
+        names.map(|it| it.display().to_string()).collect::<Vec<_>>()
+    };
+    let (was, is) = (former(before), former(after));
+    for name in is.iter().filter(|it| !was.contains(it)) {
+        lines.push(format!("former_instance_keys: whoever has {name} makes tokens"));
+    }
     let was = workloads(before);
     for (line, whole) in workloads(after) {
         match was.iter().find(|it| it.0 == line) {

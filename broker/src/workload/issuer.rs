@@ -10,6 +10,8 @@ use super::pattern::Pattern;
 use crate::span::Span;
 use crate::statement::act::{is_line, is_name};
 
+const GITHUB: &str = "https://token.actions.githubusercontent.com";
+
 /// An issuer of workloads' tokens: Kubernetes, GitHub Actions, GitLab, SPIFFE.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +39,9 @@ pub struct Issuer {
     /// The claim that names who set a workload off.
     #[serde(default)]
     pub actor_claim: Option<String>,
+    /// When that claim is true: what other claims must be. GitHub names who set the first run off, whoever runs it again.
+    #[serde(default)]
+    pub actor_where: BTreeMap<String, Pattern>,
     /// Who that is: its value, and the person.
     #[serde(default)]
     pub actors: BTreeMap<String, String>,
@@ -139,6 +144,12 @@ impl Issuer {
         }
         if self.actor_claim.is_none() && !self.actors.is_empty() {
             return Err(at("`actors` needs `actor_claim`, the claim that names them".into()));
+        }
+        if name == GITHUB
+            && self.actor_claim.is_some()
+            && !self.actor_where.contains_key("run_attempt")
+        {
+            return Err(at("the actor of a run that somebody else runs again is still who set off the first one, who then could sign for it: write `actor_where = { run_attempt = \"1\" }`".into()));
         }
         if self.workloads.is_empty() {
             return Err(at("no [[issuers.workloads]]: nobody could come with its tokens".into()));
