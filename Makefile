@@ -88,11 +88,13 @@ fuzz: setup ## Feed the readers of signatures and statements what nobody would s
 	done
 
 .PHONY: bench
-bench: setup ## Measure what a decision costs, how long an agent waits for a signature's effect, and what EVENTS cost
+bench: setup ## Measure what a decision costs, what `broker` costs beside the AWS CLI, how long a wait is, and what EVENTS cost
 	cargo bench --locked --package broker --bench decide
 	cargo bench --locked --package broker --bench verify
 	@ulimit -n hard && cargo bench --locked --package tests --bench log
 	cargo build --release --locked --package cli
+	cargo build --release --locked --package broker
+	@AWS_CLI="$${AWS_CLI:-$$(scripts/setup.sh --print-aws)}" cargo bench --locked --package tests --bench client
 	@ulimit -n hard && cargo bench --locked --package tests --bench waiting
 	@EVENTS=$(EVENTS) cargo bench --locked --package tests --bench history
 
