@@ -119,7 +119,13 @@ fn ask_github(context: &Context, args: &ExchangeArgs) -> Result<SecretString> {
     // Checks the scheme, as for the broker: a token goes over TLS, or stays on this machine.
     let base: BrokerUrl = base.parse()?;
     let audience = args.audience.clone().unwrap_or_else(|| context.settings.url.to_string());
-    let answer: Answer =
-        Client::new(&base, Some(bearer))?.get(&path, &[("audience", &audience)])?;
+    let answer = Client::new(&base, Some(bearer))?.get(&path, &[("audience", &audience)]);
+    // Nothing is wrong with the broker then.
+    let answer: Answer = answer.map_err(|failure| {
+        Failure::unexpected(
+            format!("GitHub Actions gave no token: {}", failure.refusal().detail),
+            "Give the job `permissions: id-token: write`, and run it again. No other credential stands in for it.",
+        )
+    })?;
     Ok(answer.value)
 }

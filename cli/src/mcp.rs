@@ -233,7 +233,7 @@ fn request_lease(context: &Context, arguments: JsonObject) -> CallToolResult {
     // A request that waits was made; one that the rules deny got nothing.
     let got =
         |state| matches!(state, LeaseState::Pending | LeaseState::Approved | LeaseState::Issued);
-    lease_result(lease, got)
+    lease_result(context, lease, got)
 }
 
 fn lease_status(context: &Context, arguments: JsonObject) -> CallToolResult {
@@ -246,7 +246,7 @@ fn lease_status(context: &Context, arguments: JsonObject) -> CallToolResult {
         context.as_agent()?.get::<Lease>(&format!("/v1/leases/{}", lease_id(&id)?), &query)
     });
     // Whatever it says, the status is what was asked for.
-    lease_result(lease, |_| true)
+    lease_result(context, lease, |_| true)
 }
 
 fn withdraw_lease(context: &Context, arguments: JsonObject) -> CallToolResult {
@@ -261,7 +261,7 @@ fn withdraw_lease(context: &Context, arguments: JsonObject) -> CallToolResult {
             let lease = Some((&lease).into());
             result(false, text, &LeaseAnswer { lease, r#use: None, refusal: None, next })
         }
-        Err(failure) => lease_result(Err(failure), |_| false),
+        Err(failure) => lease_result(context, Err(failure), |_| false),
     }
 }
 
@@ -279,7 +279,11 @@ fn not_right(what: &str) -> Failure {
 }
 
 /// A lease, or why there is none. `got` says whether a lease in that state is what was asked for.
-fn lease_result(lease: Result<Lease>, got: impl Fn(LeaseState) -> bool) -> CallToolResult {
+fn lease_result(
+    context: &Context,
+    lease: Result<Lease>,
+    got: impl Fn(LeaseState) -> bool,
+) -> CallToolResult {
     let (lease, failure) = match lease {
         Ok(lease) => {
             let good = matches!(lease.state, LeaseState::Approved | LeaseState::Issued);
@@ -308,7 +312,7 @@ fn lease_result(lease: Result<Lease>, got: impl Fn(LeaseState) -> bool) -> CallT
     let failed = lease.as_ref().is_none_or(|it| !got(it.state));
     let answer = LeaseAnswer {
         lease: lease.as_ref().map(LeaseShape::from),
-        r#use: lease.as_ref().and_then(Use::of),
+        r#use: lease.as_ref().and_then(|it| Use::of(it, &context.settings.url)),
         refusal,
         next,
     };

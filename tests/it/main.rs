@@ -15,6 +15,7 @@ mod drill;
 mod enforced;
 mod failing;
 mod floods;
+mod guides;
 mod hardware;
 mod independent;
 mod joining;

@@ -213,3 +213,57 @@ async fn the_token_is_read_anew_for_each_call() {
     tests::write_secret(&file, &site.broker.token);
     client.got("list_scopes", json!({})).await;
 }
+
+#[tokio::test]
+async fn a_lease_names_the_profile_of_its_scope_that_is_of_this_broker_and_program_and_of_nobody_else()
+ {
+    let site = Site::start().await;
+    let home = site.broker.config_dir.path();
+    let (mut client, _) = Client::start(&site).await;
+    client.call("list", json!({})).await;
+    let add = async |args: &[&str]| {
+        let added = site.command(&[&["profile", "add"], args].concat()).output().await;
+        let added = added.expect("it runs");
+        assert!(added.status.success(), "{added:#?}");
+    };
+    let config = home.join(".aws/config");
+    let ask = json!({ "scope": "staging-rw" });
+    let mut named =
+        async || client.got("request_lease", ask.clone()).await["use"]["profile"].clone();
+
+    assert_eq!(named().await, Value::Null, "there is no file");
+    add(&["reader", "--scope", "staging-ro"]).await;
+    add(&["narrow", "--scope", "staging-rw", "--action", "s3:GetObject"]).await;
+    add(&["elsewhere", "--scope", "staging-rw", "--url", "http://localhost:9"]).await;
+    assert_eq!(named().await, Value::Null, "another scope, less of it, another broker");
+
+    add(&["work", "--scope", "staging-rw", "--reason=--action and --resource"]).await;
+    assert_eq!(named().await, "work");
+    let text = std::fs::read_to_string(&config).expect("our own file");
+    let own = tests::program::binary("broker").display().to_string();
+    // A program that is only called so; another source that tools take first; a name that is there twice.
+    for changed in [
+        text.replace(&own, "/bin/broker"),
+        text.replace(
+            "[profile work]",
+            "[profile work]\nrole_arn = arn:aws:iam::000000000000:role/admin",
+        ),
+        format!("{text}\n[profile work]\nregion = x\n"),
+    ] {
+        std::fs::write(&config, changed).expect("our own file");
+        assert_eq!(named().await, Value::Null);
+    }
+    std::fs::write(&config, text).expect("our own file");
+    assert_eq!(named().await, "work");
+    std::fs::write(home.join(".aws/credentials"), "[work]\n").expect("our own file");
+    assert_eq!(named().await, Value::Null, "keys of that name come first");
+
+    // Where people sign, a profile would ask them again.
+    add(&["writer", "--scope", "prod-rw"]).await;
+    let pending = client.got("request_lease", production_write_tool()).await;
+    let id = pending["lease"]["id"].as_str().unwrap();
+    site.broker.approve(id.parse().unwrap(), &site.broker.bob).await;
+    let signed = client.got("lease_status", json!({ "id": id })).await;
+    assert_eq!((&signed["use"]["once"], &signed["use"]["profile"]), (&json!(true), &Value::Null));
+    client.end(&site).await;
+}

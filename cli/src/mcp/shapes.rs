@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::not_right;
 use crate::agent::duration;
 use crate::output::{Result, utc};
+use crate::profile;
 use crate::refusal::{Refusal, missing, not_before, not_yet_signed, run_with};
+use crate::settings::BrokerUrl;
 
 #[derive(Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -212,7 +214,7 @@ pub(super) struct LeaseAnswer {
 pub(super) struct Use {
     /// Runs a command with the lease's credentials, word by word: put your own in place of `COMMAND`
     exec: Vec<String>,
-    /// A profile of `~/.aws/config` that takes its credentials from a lease on this scope; null when there is none
+    /// A profile of AWS's tools (`AWS_PROFILE`) that leases on this scope; null when there is none, and where people sign
     profile: Option<String>,
     /// Whether it gives credentials once: then do everything that needs them in one command
     once: bool,
@@ -221,11 +223,15 @@ pub(super) struct Use {
 }
 
 impl Use {
-    pub(super) fn of(lease: &Lease) -> Option<Self> {
+    /// What `broker` at `url` gave a lease for.
+    pub(super) fn of(lease: &Lease, url: &BrokerUrl) -> Option<Self> {
+        let once = lease.signatures_needed != 0;
+        // A profile asks in its own words. Where people sign, that would be another request, for them to sign again.
+        let profile = || profile::of_scope(&url.to_string(), &lease.scope).filter(|_| !once);
         matches!(lease.state, LeaseState::Approved | LeaseState::Issued).then(|| Self {
             exec: run_with(lease.id),
-            profile: None,
-            once: lease.signatures_needed != 0,
+            profile: profile(),
+            once,
             ends_at: lease.ends_at.or(lease.claim_by).map(utc),
         })
     }
