@@ -42,7 +42,8 @@ A step of a pipeline that builds an agent's image; it fails on anything critical
   docker run --rm --entrypoint broker agent-image doctor --no-network -o json || [ $? -eq 4 ]
 
 Exit codes:
-  0 nothing found    1 it could not run    2 usage    3 something critical or high    4 something medium or low")]
+  0 nothing found    1 it could not run    2 usage    3 something critical or high
+  4 something medium or low, or not everything could be looked at; what --except and --no-network leave out does not count")]
 pub(crate) struct DoctorArgs {
     /// A project to look through; may be repeated [default: the repository around the current directory]
     #[arg(long = "project", value_name = "DIR")]
@@ -98,6 +99,8 @@ struct Finding {
 struct NotChecked {
     check: &'static str,
     why: String,
+    /// By `--except` or `--no-network`. Whatever else nobody looked at is not clean.
+    left_out: bool,
 }
 
 /// One check. A new one is a function and a row, both in one of the modules below.
@@ -136,6 +139,18 @@ struct Report {
     not_checked: Vec<NotChecked>,
 }
 
+impl Report {
+    /// What could not be looked at is not clean, unless it was the caller who left it out.
+    fn exit_code(&self) -> u8 {
+        match self.findings.first() {
+            Some(worst) if worst.severity <= Severity::High => 3,
+            Some(_) => 4,
+            None if self.not_checked.iter().any(|it| !it.left_out) => 4,
+            None => 0,
+        }
+    }
+}
+
 pub(crate) fn doctor(format: Format, args: &DoctorArgs, now: OffsetDateTime) -> Result<u8> {
     if let Some(unknown) = args.except.iter().find(|id| checks().all(|it| it.id != **id)) {
         return Err(Failure::invalid(
@@ -147,11 +162,7 @@ pub(crate) fn doctor(format: Format, args: &DoctorArgs, now: OffsetDateTime) -> 
     let report = examine(&ground, &args.except);
     let text = || text(&report, args.verbose);
     output::data(&if format == Format::Text { text() } else { output::pretty(&report) })?;
-    Ok(match report.findings.first() {
-        None => 0,
-        Some(worst) if worst.severity <= Severity::High => 3,
-        Some(_) => 4,
-    })
+    Ok(report.exit_code())
 }
 
 /// This machine. Nothing here, and no variable, can make the places that are looked at fewer.
@@ -213,7 +224,7 @@ fn examine(ground: &Ground, except: &[String]) -> Report {
     for check in checks() {
         if except.iter().any(|it| it == check.id) {
             let why = "left out by --except".to_owned();
-            report.not_checked.push(NotChecked { check: check.id, why });
+            report.not_checked.push(NotChecked { check: check.id, why, left_out: true });
             continue;
         }
         let mut look = Look::new(ground, check);
@@ -286,7 +297,7 @@ mod tests {
             program: None,
             homes: ground::homes(root, None, 1000),
             metadata: Some(metadata::Metadata::default()),
-            sockets: Vec::new(),
+            sockets: ssh::Sockets::default(),
             projects: Vec::new(),
         }
     }
@@ -325,6 +336,24 @@ mod tests {
         let report = examine(&ground, &[]);
         assert_eq!((report.findings, report.not_checked), (vec![], vec![]));
         assert_eq!(report.checked.len(), checks().count());
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_is_not_clean_unless_the_caller_left_it_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ground = machine(dir.path());
+        ground.metadata = None;
+        let except = ["tool-token".to_owned()];
+        let report = examine(&ground, &except);
+        assert_eq!((report.findings.len(), report.exit_code()), (0, 0));
+        let mute = ssh::Socket { path: "/s".into(), answer: ssh::Answer::Silent };
+        ground.sockets.asked = vec![mute];
+        let report = examine(&ground, &except);
+        assert_eq!((report.findings.len(), report.exit_code()), (0, 4));
+        let except = ["tool-token".to_owned(), "ssh-agent-key".to_owned()];
+        assert_eq!(examine(&ground, &except).exit_code(), 0);
+        write(&dir.path().join("home/bob/.aws/credentials"), "[a]\naws_secret_access_key = x\n");
+        assert_eq!(examine(&ground, &[]).exit_code(), 3);
     }
 
     #[test]
@@ -396,9 +425,9 @@ mod tests {
             |kind: &str| ssh::AgentKey { kind: kind.to_owned(), fingerprint: "SHA256:x".into() };
         let socket = |keys| ssh::Socket { path: "/s".into(), answer: ssh::Answer::Keys(keys) };
         let hardware = key("sk-ssh-ed25519@openssh.com");
-        ground.sockets = vec![socket(vec![hardware.clone()])];
+        ground.sockets.asked = vec![socket(vec![hardware.clone()])];
         assert_eq!(found(&ground), []);
-        ground.sockets = vec![socket(vec![hardware, key("ssh-ed25519")])];
+        ground.sockets.asked = vec![socket(vec![hardware, key("ssh-ed25519")])];
         assert_eq!(found(&ground), [("ssh-agent-key", Severity::High)]);
     }
 
@@ -444,6 +473,17 @@ mod tests {
         };
         // This test listens, so that its program is the one to be.
         ground.program = std::env::current_exe().ok();
+        assert_eq!(count(&ground), (0, 1));
+        // Whoever else holds the socket could answer as well.
+        let inherited = std::os::fd::OwnedFd::from(listener.try_clone().unwrap());
+        let mut other = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .stdout(inherited)
+            .spawn()
+            .unwrap();
+        assert_eq!(count(&ground), (1, 0));
+        drop(other.stdin.take());
+        other.wait().unwrap();
         assert_eq!(count(&ground), (0, 1));
         ground.program = Some(PathBuf::from("/bin/sh"));
         assert_eq!(count(&ground), (1, 0));

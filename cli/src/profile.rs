@@ -18,8 +18,12 @@ use crate::agent::Ask;
 use crate::output::{self, Failure, Result};
 
 const OPTION: &str = "credential_process";
-const CREDENTIALS: &str = "credentials";
+pub(crate) const CREDENTIALS: &str = "credentials";
 const URL: &str = "--url";
+const SCOPE: &str = "--scope";
+/// Other sources of credentials, which tools take before a process or instead of it.
+const OTHER_SOURCES: [&str; 4] =
+    ["aws_access_key_id", "role_arn", "sso_session", "web_identity_token_file"];
 
 #[derive(Subcommand)]
 pub(crate) enum ProfileCommand {
@@ -225,7 +229,7 @@ fn command_line(program: &Path, url: &str, it: LeaseRequest) -> Result<String> {
     })?;
     let mut words = vec![program, CREDENTIALS.to_owned(), URL.to_owned(), url.to_owned()];
     let ttl = it.ttl_seconds.map(|it| format!("{it}s"));
-    let one = [("--scope", Some(it.scope)), ("--task", it.task), ("--reason", it.reason)];
+    let one = [(SCOPE, Some(it.scope)), ("--task", it.task), ("--reason", it.reason)];
     let more = [("--ttl", ttl), ("--rollback", it.rollback)];
     let lists = [("--action", it.actions), ("--resource", it.resources)];
     let lists = lists
@@ -289,6 +293,13 @@ fn split(command: &str) -> Vec<String> {
     words
 }
 
+/// The words of `command`, if it is written as [`quoted`] would: then every tool, and a shell, reads just these.
+pub(crate) fn plain_words(command: &str) -> Option<Vec<String>> {
+    let words = split(command);
+    let again: Vec<_> = words.iter().map(|it| quoted(it)).collect::<Result<_>>().ok()?;
+    (again.join(" ") == command).then_some(words)
+}
+
 /// The URL of the broker that `broker profile add` wrote the profile at `at` for; nothing if it did not.
 fn broker_of(text: &[u8], at: &std::ops::Range<usize>) -> Option<String> {
     let words = split(&ini::option(text, at, OPTION)?);
@@ -297,6 +308,38 @@ fn broker_of(text: &[u8], at: &std::ops::Range<usize>) -> Option<String> {
             if program.starts_with('/') && command == CREDENTIALS && flag == URL =>
         {
             Some(url.clone())
+        }
+        _ => None,
+    }
+}
+
+/// The profile with which tools of this user's work under a lease on `scope`: `broker profile add` wrote it, for this
+/// broker and for all that the scope allows, and it starts this very program. What cannot be read is as good as not there.
+pub(crate) fn of_scope(url: &str, scope: &str) -> Option<String> {
+    let places = Places::read().ok()?;
+    let text = read(&places.config().ok()?).ok()?;
+    let own = std::env::current_exe().ok()?.canonicalize().ok()?;
+    let mut found = ini::profiles(&text).into_iter().filter(|(name, at)| {
+        let alone = ini::find(&text, name).len() == 1
+            && OTHER_SOURCES.iter().all(|it| ini::option(&text, at, it).is_none());
+        alone
+            && asks_for(&text, at, url, scope).and_then(|it| it.canonicalize().ok()).as_ref()
+                == Some(&own)
+    });
+    let name = found.find(|(it, _)| check_name(it).is_ok() && !places.has_keys(it).unwrap_or(true));
+    name.map(|(name, _)| name)
+}
+
+/// The program that the profile at `at` starts, if it asks this broker for a lease on all of `scope`.
+fn asks_for(text: &[u8], at: &std::ops::Range<usize>, url: &str, scope: &str) -> Option<PathBuf> {
+    broker_of(text, at).filter(|it| it == url)?;
+    let words = split(&ini::option(text, at, OPTION)?);
+    let narrower = |it: &String| it.starts_with("--action") || it.starts_with("--resource");
+    match words.as_slice() {
+        [program, _, _, _, flag, named, rest @ ..]
+            if flag == SCOPE && named == scope && !rest.iter().any(narrower) =>
+        {
+            Some(program.into())
         }
         _ => None,
     }
@@ -383,6 +426,7 @@ mod tests {
             prop_assume!(quoted.len() == words.len());
             let command = quoted.join(" ");
             prop_assert_eq!(&split(&command), &words);
+            prop_assert_eq!(plain_words(&command), Some(words.clone()));
             let script = format!("printf '%s\\n' {command}");
             let said = std::process::Command::new("/bin/sh").args(["-c", &script]).output().unwrap();
             let expected: String = words.iter().map(|it| it.to_owned() + "\n").collect();

@@ -91,18 +91,25 @@ impl Machine {
         let words = String::from_utf8(text.stdout).unwrap();
         let says = |it: &str| words.lines().any(|line| line.starts_with(it));
         let bad = says("critical ") || says("high ");
-        let code = if bad { 3 } else { 4 * i32::from(says("medium ") || says("low ")) };
+        let missed = |it: &&str| it.starts_with("unseen ") && !it.contains("--no-network");
+        let some = says("medium ") || says("low ") || words.lines().any(|it| missed(&it));
+        let code = if bad { 3 } else { 4 * i32::from(some) };
         assert_eq!(text.status.code(), Some(code), "{words}");
         let report: Value = serde_json::from_slice(&json.stdout).unwrap();
         let worst = report["findings"].as_array().unwrap().first();
         let code = match worst.map(|it| it["severity"].as_str().unwrap()) {
-            None => 0,
             Some("critical" | "high") => 3,
-            Some(_) => 4,
+            None if left_out(&report) => 0,
+            _ => 4,
         };
         assert_eq!(json.status.code(), Some(code), "{report}");
         report
     }
+}
+
+/// Whether all that was not checked is what the caller left out.
+fn left_out(report: &Value) -> bool {
+    report["not_checked"].as_array().unwrap().iter().all(|it| it["left_out"] == true)
 }
 
 fn found(check: &str, severity: &str) -> Vec<(String, String)> {
@@ -283,6 +290,13 @@ fn what_lies_about_in_a_project_is_found_and_no_secret_is_printed() {
             "project-secret",
             "high",
         ),
+        (
+            "project/prod.env",
+            format!("AWS_SECRET_ACCESS_KEY_PROD={KEY}\n"),
+            "project-aws-key",
+            "critical",
+        ),
+        ("project/.env", format!("DB_PASSWORD=/{WORD}\n"), "project-secret", "high"),
         ("project/prod.tfvars", format!("db_password = \"{WORD}\"\n"), "project-secret", "high"),
         ("project/.npmrc", format!("//r.internal/:_authToken={TOKEN}\n"), "project-secret", "high"),
         (
@@ -374,6 +388,18 @@ fn a_variable_with_a_standing_credential_is_found_and_its_secret_is_not_printed(
         ),
         (vec![set("AWS_BEARER_TOKEN_BEDROCK", TOKEN)], "env-bedrock-token", "medium"),
         (vec![set("RAILWAY_TOKEN", TOKEN)], "env-secret", "high"),
+        (vec![set("AWS_PROD_SECRET_ACCESS_KEY", KEY)], "env-secret", "high"),
+        (vec![set("AWS_SECRET_ACCESS_KEY_PROD", KEY)], "env-secret", "high"),
+        (vec![set("SECRET_ACCESS_KEY_PROD", KEY)], "env-secret", "high"),
+        (vec![set("GITHUB_TOKEN_2", GITHUB)], "env-secret", "high"),
+        (vec![set("FOR_THE_PIPELINE", GITHUB)], "env-secret", "high"),
+        (vec![set("KEYS", &format!("{ID}:{KEY}"))], "env-secret", "high"),
+        (vec![set("DB_PASSWORD", &format!("/{WORD}"))], "env-secret", "high"),
+        (
+            vec![set("BROKER_OTHER_DATABASE_URL", &format!("postgres://a:{WORD}@db.internal/a"))],
+            "env-secret",
+            "high",
+        ),
         (
             vec![set("DATABASE_URL", &format!("postgres://a:{WORD}@db.internal/a"))],
             "env-secret",
@@ -395,6 +421,7 @@ fn a_variable_with_a_standing_credential_is_found_and_its_secret_is_not_printed(
         set("AWS_REGION", "eu-west-1"),
         set("GITHUB_TOKEN", ""),
         set("TOKEN_FILE", "/run/token"),
+        set("DB_PASSWORD", &token),
     ];
     assert_eq!(machine.doctor(&fine), vec![]);
 }
@@ -445,6 +472,33 @@ fn a_profile_that_leases_from_this_program_is_no_finding_and_one_from_its_namesa
     let expected =
         [found("aws-credential-process", "high"), found("env-aws-profile", "medium")].concat();
     assert_eq!(machine.doctor(&named), expected);
+}
+
+#[test]
+fn a_credential_process_that_runs_more_than_this_program_is_a_finding() {
+    let machine = Machine::new();
+    let broker = env!("CARGO_BIN_EXE_broker");
+    let depth = Path::new(broker).ancestors().count();
+    let expected = found("aws-credential-process", "high");
+    for command in [
+        format!("{broker} credentials --help >/dev/null; cat /secret/key.json"),
+        format!("{broker} credentials --lease $(cat /secret/key.json)"),
+        format!("{broker} credentials --lease x|cat /secret/key.json"),
+        format!("{broker} exec --scope x -- cat /secret/key.json"),
+        format!("{broker} --url http://localhost:1 exec --scope x -- cat /secret/key.json"),
+        format!("\"{broker}\"{}/bin/cat credentials", "/..".repeat(depth)),
+        format!("\"{broker}\" credentials --lease x"),
+        format!("{broker}  credentials --lease x"),
+        format!("{broker} 'credentials' --lease x"),
+        format!("{broker} credentials --lease 'x"),
+        broker.to_owned(),
+    ] {
+        machine.write("home/.aws/config", format!("[a]\ncredential_process = {command}\n"));
+        assert_eq!(machine.doctor(&[]), expected, "{command}");
+    }
+    let quoted = format!("{broker} credentials --scope s --reason 'don'\\''t ask; again'");
+    machine.write("home/.aws/config", format!("[a]\ncredential_process = {quoted}\n"));
+    assert_eq!(machine.doctor(&[]), vec![]);
 }
 
 #[test]
@@ -604,6 +658,40 @@ fn large_files_huge_lines_and_what_is_no_text_are_survived_and_limits_are_said()
 }
 
 #[test]
+fn text_in_utf_16_is_read_and_files_of_settings_that_are_no_text_are_said() {
+    let line = format!("A=b\nDB_PASSWORD={WORD}\n");
+    let wide = |bytes: fn(u16) -> [u8; 2]| {
+        format!("\u{feff}{line}").encode_utf16().flat_map(bytes).collect::<Vec<u8>>()
+    };
+    let marked = format!("\u{feff}DB_PASSWORD={WORD}\n").into_bytes();
+    for content in [wide(u16::to_le_bytes), wide(u16::to_be_bytes), marked] {
+        let machine = Machine::new();
+        machine.write("project/.env", &content);
+        assert_eq!(machine.doctor(&[]), found("project-secret", "high"), "{content:?}");
+    }
+    let unsaid = |name: &str| {
+        let machine = Machine::new();
+        machine.write(name, [b"\0", line.as_bytes()].concat());
+        assert_eq!(machine.doctor(&[]), vec![]);
+        !machine.report(&[])["not_checked"].to_string().contains("1 files whose names say")
+    };
+    for name in [".env", ".env.local", "a.tfvars", "credentials", ".netrc", ".git/hooks/.env"] {
+        assert!(!unsaid(&format!("project/{name}")), "{name}");
+    }
+    assert!(unsaid("project/image.png"));
+}
+
+#[test]
+fn what_lies_in_gits_own_folder_is_found() {
+    let remote = format!("[remote \"origin\"]\n\turl = https://u:{WORD}@github.com/a/b\n");
+    each(&[
+        ("project/.git/modules/a/config", remote, "project-git-remote", "high"),
+        ("project/.git/keep/.env", format!("DB_PASSWORD={WORD}\n"), "project-secret", "high"),
+        ("project/.git/hooks/pre-push", format!("# {GITHUB}\n"), "project-secret", "high"),
+    ]);
+}
+
+#[test]
 fn what_cannot_be_read_is_said() {
     let machine = Machine::new();
     let file = machine.write("project/closed/.env", format!("DB_PASSWORD={WORD}\n"));
@@ -639,7 +727,8 @@ fn the_report_lists_what_was_checked_and_what_was_not() {
     let output = machine.run(&[], &["-o", "json", "--except", "tool-token"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(!report["findings"].to_string().contains("tool-token"), "{report}");
-    assert!(report["not_checked"].to_string().contains("left out by --except"), "{report}");
+    let except = serde_json::json!({ "check": "tool-token", "why": "left out by --except", "left_out": true });
+    assert!(report["not_checked"].as_array().unwrap().contains(&except), "{report}");
     let output = machine.run(&[], &["--except", "no-such"]);
     assert_eq!(output.status.code(), Some(2));
     let output = machine.run(&[], &["--project", "/no/such/directory"]);

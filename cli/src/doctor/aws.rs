@@ -12,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use super::environment::kind_of_key;
 use super::ground::Ground;
 use super::{Check, Look, Severity};
+use crate::profile::{self, CREDENTIALS};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -65,9 +66,9 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "aws-credential-process",
         severity: Severity::High,
-        looks: "profiles with a credential_process that is not this very program",
+        looks: "profiles with a credential_process that is not `credentials` of this very program, and nothing else",
         gains: "whatever the command hands out, as often as it likes",
-        fix: "take it out, or have it be `broker`: `credential_process = broker credentials --lease ID`",
+        fix: "take it out, or have `broker` write the profile: `broker profile add NAME --scope SCOPE`",
         run: credential_process,
     },
 ];
@@ -191,16 +192,18 @@ pub(super) fn is_brokers_profile(look: &mut Look<'_>, profile: &str) -> bool {
         })
 }
 
-/// Whether `command` runs the very file that runs now: a program that is only called `broker` is not it.
+/// Whether `command` is `broker credentials` of the very file that runs now, and nothing else: a program that is only
+/// called `broker` is not it, `broker exec` runs others, and many tools give the command to a shell, which takes more out
+/// of it than words.
 fn is_this_program(ground: &Ground, command: &str) -> bool {
-    let command = command.trim_start();
-    let first = match command.chars().next() {
-        Some(quote @ ('"' | '\'')) => command[1..].split(quote).next(),
-        _ => command.split_whitespace().next(),
+    let Some(words) = profile::plain_words(command) else { return false };
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let ([first, CREDENTIALS, ..], Some(ours)) = (&words[..], &ground.program) else {
+        return false;
     };
-    let (Some(first), Some(ours)) = (first, &ground.program) else { return false };
     let file = if first.contains('/') {
-        Some(PathBuf::from(first))
+        // Where another path leads is for the directory that a tool runs in to say.
+        Some(PathBuf::from(first)).filter(|it| it.is_absolute())
     } else {
         let path = ground.variable("PATH").unwrap_or_default();
         std::env::split_paths(path).map(|it| it.join(first)).find(|it| it.is_file())

@@ -1,14 +1,15 @@
 //! What variables hold: this process's, and other processes' that can be read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::ground::{Ground, read};
-use super::scan::{self, Style, is_secret_name};
+use super::scan::{self, Kind, Style, is_secret_name};
 use super::{Check, Look, Severity, aws};
 
 const PROCESSES: usize = 4096;
@@ -25,6 +26,20 @@ const NEEDED: &[&str] = &[
     "CURSOR_API_KEY",
     "GEMINI_API_KEY",
     "OPENAI_API_KEY",
+];
+
+/// What other checks are about; a session's token opens nothing alone.
+const OF_OTHER_CHECKS: &[&str] = &[
+    "AWS_BEARER_TOKEN_BEDROCK",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECRET_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+    "BROKER_ADMIN_DATABASE_URL",
+    "BROKER_DATABASE_URL",
+    "BROKER_OPS_DATABASE_URL",
+    "BROKER_RETENTION_DATABASE_URL",
+    "BROKER_SEQUENCER_DATABASE_URL",
 ];
 
 pub(super) const CHECKS: &[Check] = &[
@@ -71,7 +86,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "env-secret",
         severity: Severity::High,
-        looks: "variables that are called tokens, secrets or passwords, and URLs with a password; not the broker's own token, nor keys of model providers",
+        looks: "variables that are called tokens, secrets or passwords, whatever else has a token in its maker's form or an AWS key in it, and URLs with a password; not the broker's own token, nor keys of model providers",
         gains: "whatever that service gives to who has it: repositories, hosting, databases",
         fix: "unset it before the agent starts (`env -u NAME COMMAND`), or give the agent a token of its own that may do less",
         run: secret,
@@ -133,7 +148,7 @@ fn aws_container(look: &mut Look<'_>) {
     let name = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
     let Some(uri) = look.ground.text(name) else { return };
     match loopback_port(&uri).and_then(|port| served_by_us(look.ground, port)) {
-        Some(pid) => look.unseen(format!("{name}: `broker exec`, process {pid}, serves it; what its lease may do is not looked at")),
+        Some(pid) => look.left_out(&format!("{name}: `broker exec`, process {pid}, serves it; what its lease may do is not looked at")),
         None => look.found(name, "the address of credentials"),
     }
 }
@@ -157,20 +172,26 @@ fn served_by_us(ground: &Ground, port: u16) -> Option<u32> {
     if listening.is_empty() {
         return None;
     }
-    // Whoever else listens there, on another address, might be the one that answers: then all have to be ours.
+    // Whoever else listens there, on another address, might be the one that answers, and so might whoever was handed the
+    // same socket: then all have to be ours.
     let mut found = BTreeMap::new();
-    for (pid, dir) in process_dirs(ground) {
+    let all = process_dirs(ground);
+    if all.len() > PROCESSES {
+        return None;
+    }
+    for (pid, dir) in all {
+        let fds = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
+        let held = fds
+            .filter_map(|it| fs::read_link(it.path()).ok())
+            .map(|it| it.to_string_lossy().into_owned())
+            .filter(|it| listening.contains(it));
+        let held: Vec<_> = held.collect();
         let runs_ours = fs::metadata(dir.join("exe"))
             .is_ok_and(|it| (it.dev(), it.ino()) == (ours.dev(), ours.ino()));
-        let fds = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
-        let targets = fds.filter_map(|it| fs::read_link(it.path()).ok());
-        for socket in
-            targets.map(|it| it.to_string_lossy().into_owned()).filter(|it| listening.contains(it))
-        {
-            if runs_ours {
-                found.insert(socket, pid);
-            }
+        if !held.is_empty() && !runs_ours {
+            return None;
         }
+        found.extend(held.into_iter().map(|it| (it, pid)));
     }
     (found.len() == listening.len()).then(|| found.into_values().next()).flatten()
 }
@@ -205,20 +226,30 @@ fn bedrock_token(look: &mut Look<'_>) {
 
 fn secret(look: &mut Look<'_>) {
     for (name, value) in &look.ground.environment {
-        // These have checks of their own.
-        let other = name.starts_with("AWS_")
-            || (name.starts_with("BROKER_") && name.ends_with("DATABASE_URL"));
-        if value.is_empty() || other || NEEDED.contains(&name.as_str()) {
+        let known = [OF_OTHER_CHECKS, NEEDED].concat().contains(&name.as_str());
+        if value.is_empty() || known {
             continue;
         }
-        let value = value.to_string_lossy();
-        let called = is_secret_name(name) && !value.starts_with('/');
-        if called {
+        let text = value.to_string_lossy();
+        let hits = scan::scan(Style::Any, &[], text.as_bytes());
+        if is_secret_name(name) && !is_a_file(look.ground, value) {
             look.found(name, "is called a secret, and is set");
-        } else if scan::has_url_password(&value, Style::Settings) {
+        } else if let Some(hit) = hits.iter().find(|it| it.kind != Kind::Random) {
+            look.found(name, format!("has in it: {}", hit.what));
+        } else if scan::has_url_password(&text, Style::Settings) {
             look.found(name, "a URL with a password");
         }
     }
+}
+
+/// Whether it says where a secret is kept. A password may begin with a slash as well: then no file is called so.
+fn is_a_file(ground: &Ground, value: &OsStr) -> bool {
+    let path = Path::new(value);
+    path.is_absolute()
+        && match fs::symlink_metadata(ground.at(path)) {
+            Ok(_) => true,
+            Err(error) => error.kind() == ErrorKind::PermissionDenied,
+        }
 }
 
 fn processes(look: &mut Look<'_>) {

@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 
 use super::metadata::Metadata;
 use super::project::Project;
-use super::ssh::Socket;
+use super::ssh::Sockets;
 use super::{Check, Finding, NotChecked, Severity, scan};
 
 /// No file of credentials is longer.
@@ -36,7 +36,7 @@ pub(super) struct Ground {
     pub(super) homes: Vec<PathBuf>,
     /// `None` if nobody was to ask.
     pub(super) metadata: Option<Metadata>,
-    pub(super) sockets: Vec<Socket>,
+    pub(super) sockets: Sockets,
     pub(super) projects: Vec<Project>,
 }
 
@@ -161,7 +161,16 @@ impl<'a> Look<'a> {
     }
 
     pub(super) fn unseen(&mut self, why: impl AsRef<str>) {
-        self.not_checked.push(NotChecked { check: self.check.id, why: shown(why.as_ref()) });
+        self.miss(why.as_ref(), false);
+    }
+
+    /// The same for what the caller did not want looked at, and for what is never looked at.
+    pub(super) fn left_out(&mut self, why: &str) {
+        self.miss(why, true);
+    }
+
+    fn miss(&mut self, why: &str, left_out: bool) {
+        self.not_checked.push(NotChecked { check: self.check.id, why: shown(why), left_out });
     }
 
     /// A file's content, if it is there for us. What is ours and cannot be read is said.

@@ -74,7 +74,7 @@ pub(super) const CHECKS: &[Check] = &[
 fn asked<'a>(look: &mut Look<'a>) -> Option<&'a Metadata> {
     let metadata = look.ground.metadata.as_ref();
     if metadata.is_none() {
-        look.unseen("not asked, because of --no-network");
+        look.left_out("not asked, because of --no-network");
     }
     metadata
 }

@@ -38,6 +38,8 @@ pub(super) struct Project {
     pub(super) broker_folders: Vec<PathBuf>,
     /// What was not looked at, and why.
     pub(super) unseen: Vec<String>,
+    /// The same of what is never looked at: folders that tools fill, and what is elsewhere.
+    pub(super) left_out: Vec<String>,
 }
 
 pub(super) struct ProjectFile {
@@ -81,7 +83,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "project-git-remote",
         severity: Severity::High,
-        looks: ".git/config: remotes with a password or token in their URL, and authorization headers",
+        looks: ".git/config, and those of submodules: remotes with a password or token in their URL, and authorization headers",
         gains: "the repository, and all else that the token opens, past every review",
         fix: "`git remote set-url NAME https://HOST/PATH`, revoke the token, and use a deploy key or a credential helper of another user",
         run: |look| tell(look, |file, _| is_git(&file.path)),
@@ -92,14 +94,29 @@ fn is_state(path: &Path) -> bool {
     path.file_name().is_some_and(|it| it.to_string_lossy().contains(".tfstate"))
 }
 
+/// A repository's configuration, and those of its submodules.
 fn is_git(path: &Path) -> bool {
-    path.ends_with(".git/config")
+    path.ends_with("config") && in_git(path)
+}
+
+fn in_git(path: &Path) -> bool {
+    path.ancestors().skip(1).any(|it| it.ends_with(".git"))
+}
+
+/// Whether its name says that it could hold a secret: then it is said if it could not be looked through.
+fn is_telling(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let begins = [".env", ".netrc", "_netrc", "credentials", "secrets"];
+    manner(path).0 == Style::Settings || begins.iter().any(|it| name.starts_with(it))
 }
 
 fn secrets(look: &mut Look<'_>) {
     for project in &look.ground.projects {
         for why in &project.unseen {
             look.unseen(why);
+        }
+        for why in &project.left_out {
+            look.left_out(why);
         }
     }
     let wanted = |file: &ProjectFile, kind: Kind, hit: &Hit| {
@@ -197,11 +214,12 @@ pub(super) fn hits(path: &Path, content: &[u8]) -> Vec<Hit> {
     let (style, names) = manner(path);
     let mut hits = scan::scan(style, names, content);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let text = scan::text(content).unwrap_or_default();
     if name == ".netrc" || name == "_netrc" {
-        hits.extend(netrc(&String::from_utf8_lossy(content)));
+        hits.extend(netrc(&text));
     }
     if is_git(path) {
-        hits.extend(git_config(&String::from_utf8_lossy(content)));
+        hits.extend(git_config(&text));
     }
     scan::settled(hits)
 }
@@ -277,6 +295,8 @@ pub(super) fn walk(dir: &Path) -> Project {
                     Ok((content, whole)) => {
                         bytes += content.len();
                         note.long += usize::from(!whole);
+                        note.no_text +=
+                            usize::from(scan::text(&content).is_none() && is_telling(&path));
                         if is_kubeconfig(&path, &content) {
                             project.kubeconfigs.push(path.clone());
                         }
@@ -298,6 +318,7 @@ pub(super) fn walk(dir: &Path) -> Project {
             break;
         }
     }
+    project.left_out = note.by_design(dir);
     project.unseen = note.told(dir);
     project
 }
@@ -320,6 +341,7 @@ struct Notes {
     left_out: BTreeMap<String, usize>,
     links: usize,
     long: usize,
+    no_text: usize,
     deep: usize,
     limit: bool,
 }
@@ -327,9 +349,8 @@ struct Notes {
 impl Notes {
     fn enter(&mut self, waiting: &mut Vec<(PathBuf, usize)>, path: PathBuf, depth: usize) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // What git keeps is compressed; its configuration is not.
-        let git = in_folder(&path, ".git");
-        if git {
+        // What git keeps there is compressed; the rest of its folder may hold whatever somebody put there.
+        if matches!(name.as_str(), "objects" | "lfs") && in_git(&path) {
             return;
         }
         if LEFT_OUT.contains(&name.as_str()) {
@@ -339,6 +360,21 @@ impl Notes {
         } else {
             waiting.push((path, depth + 1));
         }
+    }
+
+    /// What is never looked at: nobody could have everything here seen.
+    fn by_design(&self, dir: &Path) -> Vec<String> {
+        let dir = dir.display();
+        let mut all = Vec::new();
+        if self.links > 0 {
+            all.push(format!("{dir}: {} symbolic links lead out of it", self.links));
+        }
+        let left_out: Vec<_> =
+            self.left_out.iter().map(|(name, count)| format!("{name} ({count})")).collect();
+        if !left_out.is_empty() {
+            all.push(format!("{dir}: folders that tools fill: {}", left_out.join(", ")));
+        }
+        all
     }
 
     fn told(self, dir: &Path) -> Vec<String> {
@@ -353,16 +389,14 @@ impl Notes {
         if self.long > 0 {
             all.push(format!("{dir}: of {} files only the first MiB was read", self.long));
         }
+        if self.no_text > 0 {
+            all.push(format!(
+                "{dir}: {} files whose names say that they could hold secrets are no text",
+                self.no_text
+            ));
+        }
         if self.deep > 0 {
             all.push(format!("{dir}: {} folders are deeper than {DEPTH}", self.deep));
-        }
-        if self.links > 0 {
-            all.push(format!("{dir}: {} symbolic links lead out of it", self.links));
-        }
-        let left_out: Vec<_> =
-            self.left_out.iter().map(|(name, count)| format!("{name} ({count})")).collect();
-        if !left_out.is_empty() {
-            all.push(format!("{dir}: folders that tools fill: {}", left_out.join(", ")));
         }
         let count = self.unreadable.len();
         all.extend(self.unreadable.into_iter().take(20));

@@ -1,6 +1,7 @@
 //! Finds secrets in text, line by line, without a grammar: by the shape that a token's maker gave it, and by what a
 //! variable is called. What it finds, it tells by line, kind and name; never by value.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// Names are looked for in so much of a line.
@@ -151,12 +152,24 @@ const REFERENCES: &[&str] = &[
     "enc[",
 ];
 
+/// Text, with marks for what is none: in UTF-8, or in UTF-16 if it says so. Nothing of what is not text.
+pub(super) fn text(content: &[u8]) -> Option<Cow<'_, str>> {
+    let wide = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
+        let units: Vec<_> = rest.as_chunks().0.iter().map(|it| unit(*it)).collect();
+        Some(Cow::Owned(String::from_utf16_lossy(&units)))
+    };
+    match content {
+        [0xff, 0xfe, rest @ ..] => wide(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => wide(rest, u16::from_be_bytes),
+        _ if content.iter().take(8192).any(|it| *it == 0) => None,
+        [0xef, 0xbb, 0xbf, rest @ ..] => Some(String::from_utf8_lossy(rest)),
+        _ => Some(String::from_utf8_lossy(content)),
+    }
+}
+
 /// Everything of `content` that looks like a secret. Nothing of what is not text.
 pub(super) fn scan(style: Style, names: &[&str], content: &[u8]) -> Vec<Hit> {
-    if content.iter().take(8192).any(|it| *it == 0) {
-        return Vec::new();
-    }
-    let content = String::from_utf8_lossy(content);
+    let Some(content) = text(content) else { return Vec::new() };
     // Most files have none of it, and are not searched for it line by line.
     let likely = likely(&content);
     let with_ids = content.contains("AKIA") || content.contains("ASIA");
@@ -314,9 +327,7 @@ fn has_secret_key(line: &str) -> bool {
 fn is_aws_secret(name: &str) -> bool {
     let name: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
     let name = name.to_ascii_lowercase();
-    name.ends_with("secretaccesskey")
-        || name.ends_with("awssecretkey")
-        || name.ends_with("awssecret")
+    name.contains("secretaccesskey") || name.contains("awssecretkey") || name.ends_with("awssecret")
 }
 
 /// `name = value`, `name: value`, and the like, wherever they stand in a line.
@@ -349,10 +360,14 @@ fn last_len(text: &str, at: usize) -> usize {
 
 /// Whether whatever is called so is to be kept secret.
 pub(super) fn is_secret_name(name: &str) -> bool {
-    let words = words(name);
+    let mut words = words(name);
+    // `TOKEN_2` and `TOKEN_PROD` are tokens too.
+    while words.last().is_some_and(|it| tells_apart(it)) {
+        words.pop();
+    }
     let Some(last) = words.last() else { return false };
     let before = words.len().checked_sub(2).map_or("", |it| words[it].as_str());
-    match last.as_str() {
+    match last.trim_end_matches(|it: char| it.is_ascii_digit()) {
         "token" | "secret" | "password" | "passwd" | "passphrase" | "apikey" | "authtoken"
         | "accesstoken" | "pat" => true,
         "pass" | "pwd" => !before.is_empty(),
@@ -375,6 +390,35 @@ pub(super) fn is_secret_name(name: &str) -> bool {
         | "type" | "enabled" | "required" | "error" | "store" => false,
         _ => words.iter().any(|it| it == "password" || it == "passwd"),
     }
+}
+
+/// A word behind a name that says which of several it is, and not what.
+fn tells_apart(word: &str) -> bool {
+    let number = word.strip_prefix('v').unwrap_or(word);
+    number.bytes().all(|it| it.is_ascii_digit())
+        || matches!(
+            word,
+            "prod"
+                | "production"
+                | "live"
+                | "stage"
+                | "staging"
+                | "test"
+                | "qa"
+                | "dev"
+                | "development"
+                | "local"
+                | "ci"
+                | "main"
+                | "default"
+                | "primary"
+                | "secondary"
+                | "backup"
+                | "old"
+                | "new"
+                | "ro"
+                | "rw"
+        )
 }
 
 /// `RAILWAY_TOKEN`, as no language calls anything but constants and the environment.
@@ -404,14 +448,22 @@ fn words(name: &str) -> Vec<String> {
 fn is_placeholder(value: &str) -> bool {
     let lower = value.to_lowercase();
     let distinct = lower.chars().collect::<BTreeSet<_>>().len();
-    // A path; a secret of AWS's may begin with a slash too.
-    let path = lower.starts_with('/') && !is_secret_key(value);
     value.len() < 6
         || distinct < 4
-        || path
+        || is_path(value)
         || WEAK.contains(&lower.as_str())
         || PLACEHOLDERS.iter().any(|it| lower.contains(it))
         || REFERENCES.iter().any(|it| lower.starts_with(it))
+}
+
+/// Whether it is a path, by its form: a secret of AWS's, and a password, may begin with a slash too.
+fn is_path(value: &str) -> bool {
+    let Some(rest) = value.strip_prefix('/') else { return false };
+    let plain = |it: u8| it.is_ascii_alphanumeric() || b"/_-.+~ ".contains(&it);
+    let mixed = rest.bytes().any(|it| it.is_ascii_digit())
+        && rest.bytes().any(|it| it.is_ascii_uppercase())
+        && !rest.contains('/');
+    rest.bytes().all(plain) && !mixed && !is_secret_key(value) && !is_random(value)
 }
 
 fn is_number(value: &str) -> bool {
@@ -553,6 +605,12 @@ mod tests {
             "dbPassword",
             "DB_PASS",
             "PASSWORD_PROD",
+            "AWS_SECRET_ACCESS_KEY_PROD",
+            "SECRET_ACCESS_KEY_PROD",
+            "AWS_PROD_SECRET_ACCESS_KEY",
+            "GITHUB_TOKEN_2",
+            "token2",
+            "API_KEY_v2_old",
             "spring.datasource.password",
             "AWS_SECRET_ACCESS_KEY",
             "SECRET_KEY",
@@ -560,6 +618,9 @@ mod tests {
             assert!(is_secret_name(name), "{name}");
         }
         for name in [
+            "2",
+            "PROD",
+            "TOKEN_FILE_2",
             "TOKEN_FILE",
             "TOKEN_URL",
             "SECRET_ARN",
@@ -597,6 +658,17 @@ mod tests {
             "short1A",
         ] {
             assert!(!is_random(value), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_password_with_a_slash_before_it_is_told_from_a_path() {
+        let of = |value: &str| found(Style::Settings, &format!("DB_PASSWORD={value}")).len();
+        for value in [concat!("/tr0ub4dor", "-Kq82"), "/Kq82!x@wort", "/tr0/ub4$dor"] {
+            assert_eq!(of(value), 1, "{value}");
+        }
+        for value in ["/run/secrets/db", "/data/db-Password.2", "/etc/app/Token_1", "/password"] {
+            assert_eq!(of(value), 0, "{value}");
         }
     }
 

@@ -18,7 +18,9 @@ use super::{Check, Look, Severity};
 const LIMIT: Duration = Duration::from_secs(2);
 /// `ssh-agent` takes no longer messages either.
 const MESSAGE_LIMIT: usize = 256 << 10;
+/// So many are asked at once, and in all, beside those where nobody listens any more.
 const SOCKETS: usize = 64;
+const ENTRIES: usize = 4096;
 
 /// A socket of an agent, and the keys that it lists.
 pub(super) struct Socket {
@@ -31,7 +33,14 @@ pub(super) enum Answer {
     Keys(Vec<AgentKey>),
     /// It is there for us, and did not answer as an agent does.
     Silent,
-    Refused,
+}
+
+/// Those where somebody listens.
+#[derive(Default)]
+pub(super) struct Sockets {
+    pub(super) asked: Vec<Socket>,
+    /// What was not asked, and why.
+    pub(super) cut: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +76,10 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 fn agent_key(look: &mut Look<'_>) {
-    for socket in &look.ground.sockets {
+    for why in &look.ground.sockets.cut {
+        look.unseen(why);
+    }
+    for socket in &look.ground.sockets.asked {
         match &socket.answer {
             Answer::Keys(keys) => {
                 let soft: Vec<_> = keys.iter().filter(|it| !it.is_hardware()).collect();
@@ -95,7 +107,6 @@ fn agent_key(look: &mut Look<'_>) {
                     socket.path.display()
                 ));
             }
-            Answer::Refused => {}
         }
     }
 }
@@ -126,12 +137,18 @@ pub(super) fn gather(
     root: &Path,
     environment: &BTreeMap<String, OsString>,
     homes: &[PathBuf],
-) -> Vec<Socket> {
+) -> Sockets {
     let mut paths = BTreeSet::new();
-    paths.extend(environment.get("SSH_AUTH_SOCK").filter(|it| !it.is_empty()).map(PathBuf::from));
-    let entries = |dir: PathBuf| {
-        let all = std::fs::read_dir(dir).into_iter().flatten().flatten().take(4096);
-        all.map(|it| it.path()).collect::<Vec<_>>()
+    let mut cut = Vec::new();
+    let mut entries = |dir: PathBuf| {
+        let all = std::fs::read_dir(&dir).into_iter().flatten().flatten().take(ENTRIES + 1);
+        let mut all: Vec<_> = all.map(|it| it.path()).collect();
+        if all.len() > ENTRIES {
+            all.truncate(ENTRIES);
+            let dir = dir.display();
+            cut.push(format!("{dir}: only {ENTRIES} of its entries were looked at for sockets"));
+        }
+        all
     };
     for dir in entries(root.join("tmp")) {
         if dir.file_name().is_some_and(|it| it.to_string_lossy().starts_with("ssh-")) {
@@ -154,33 +171,56 @@ pub(super) fn gather(
         paths.extend(entries(home.join(".ssh/agent")));
         paths.insert(home.join(".gnupg/S.gpg-agent.ssh"));
     }
+    // The one that every tool would ask comes first: no limit hides it.
+    let named = environment.get("SSH_AUTH_SOCK").filter(|it| !it.is_empty()).map(PathBuf::from);
+    paths.retain(|it| Some(it) != named.as_ref());
     let is_socket = |it: &PathBuf| std::fs::metadata(it).is_ok_and(|it| it.file_type().is_socket());
+    let mut sockets = ask_all(named.into_iter().chain(paths).filter(is_socket).collect());
+    sockets.cut.append(&mut cut);
+    sockets
+}
+
+/// Asks in this order, [`SOCKETS`] at once. One where nobody listens makes room for the next.
+fn ask_all(paths: Vec<PathBuf>) -> Sockets {
     let (tell, told) = mpsc::channel();
+    let mut sockets = Sockets::default();
     let mut waiting = BTreeSet::new();
-    for path in paths.into_iter().filter(is_socket).take(SOCKETS) {
-        let tell = tell.clone();
-        waiting.insert(path.clone());
-        // Connecting to a socket whose queue is full waits without a limit: then the thread ends with the program.
-        std::thread::spawn(move || {
-            let answer = ask(&path);
-            let _ = tell.send(Socket { path, answer });
-        });
-    }
-    drop(tell);
-    let mut sockets = Vec::new();
+    let mut paths = paths.into_iter();
     let began = Instant::now();
-    while let Ok(socket) = told.recv_timeout(LIMIT.saturating_sub(began.elapsed())) {
-        waiting.remove(&socket.path);
-        sockets.push(socket);
+    loop {
+        let room = SOCKETS - waiting.len() - sockets.asked.len();
+        for path in paths.by_ref().take(room) {
+            let tell = tell.clone();
+            waiting.insert(path.clone());
+            // Connecting to a socket whose queue is full waits without a limit: then the thread ends with the program.
+            std::thread::spawn(move || {
+                let answer = ask(&path);
+                let _ = tell.send((path, answer));
+            });
+        }
+        if waiting.is_empty() {
+            break;
+        }
+        let left = LIMIT.saturating_sub(began.elapsed());
+        let Ok((path, answer)) = told.recv_timeout(left) else { break };
+        waiting.remove(&path);
+        sockets.asked.extend(answer.map(|answer| Socket { path, answer }));
     }
-    sockets.extend(waiting.into_iter().map(|path| Socket { path, answer: Answer::Silent }));
-    sockets.sort_by(|a, b| a.path.cmp(&b.path));
+    let silent = waiting.into_iter().map(|path| Socket { path, answer: Answer::Silent });
+    sockets.asked.extend(silent);
+    sockets.asked.sort_by(|a, b| a.path.cmp(&b.path));
+    let left = paths.count();
+    if left > 0 {
+        let asked = sockets.asked.len();
+        sockets.cut.push(format!("only {asked} sockets were asked, and {left} more were not"));
+    }
     sockets
 }
 
 /// `SSH_AGENTC_REQUEST_IDENTITIES` (draft-ietf-sshm-ssh-agent): lists keys, and makes no agent sign or ask.
-fn ask(path: &Path) -> Answer {
-    let Ok(mut stream) = UnixStream::connect(path) else { return Answer::Refused };
+/// Nothing if nobody listens there, or not for us.
+fn ask(path: &Path) -> Option<Answer> {
+    let mut stream = UnixStream::connect(path).ok()?;
     let mut exchange = || -> std::io::Result<Vec<u8>> {
         stream.set_read_timeout(Some(LIMIT / 2))?;
         stream.set_write_timeout(Some(LIMIT / 2))?;
@@ -192,7 +232,7 @@ fn ask(path: &Path) -> Answer {
         stream.read_exact(&mut answer)?;
         Ok(answer)
     };
-    exchange().ok().and_then(|it| identities(&it)).map_or(Answer::Silent, Answer::Keys)
+    Some(exchange().ok().and_then(|it| identities(&it)).map_or(Answer::Silent, Answer::Keys))
 }
 
 /// `SSH_AGENT_IDENTITIES_ANSWER`: how many, then each one's public key and comment.
@@ -214,6 +254,8 @@ pub(super) fn identities(answer: &[u8]) -> Option<Vec<AgentKey>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     /// An agent's answer with keys of these kinds.
@@ -240,6 +282,48 @@ mod tests {
         let soft: Vec<_> = keys.iter().filter(|it| !it.is_hardware()).map(|it| &*it.kind).collect();
         assert_eq!(soft, ["ssh-ed25519", "ssh-rsa-cert-v01@openssh.com"]);
         assert!(keys[0].fingerprint.starts_with("SHA256:"));
+    }
+
+    /// Sockets in a folder as ssh-agent makes them, and one elsewhere that SSH_AUTH_SOCK names, which is the last by name.
+    fn machine() -> (tempfile::TempDir, Vec<UnixListener>, BTreeMap<String, OsString>) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("tmp/ssh-x")).unwrap();
+        let bind = |name: String| UnixListener::bind(dir.path().join(name)).unwrap();
+        let mut all: Vec<_> =
+            (0..SOCKETS + 6).map(|it| bind(format!("tmp/ssh-x/{it:03}"))).collect();
+        all.push(bind("z".to_owned()));
+        let named = ("SSH_AUTH_SOCK".to_owned(), dir.path().join("z").into());
+        (dir, all, BTreeMap::from([named]))
+    }
+
+    #[test]
+    fn sockets_where_nobody_listens_hide_none() {
+        let (dir, mut listeners, environment) = machine();
+        // The one that is named, and another behind all that are dead.
+        let alive = listeners.split_off(SOCKETS + 5);
+        drop(listeners);
+        for listener in alive {
+            std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let keys = answer(&["ssh-ed25519"]);
+                let length = u32::try_from(keys.len()).unwrap().to_be_bytes();
+                stream.write_all(&[&length, keys.as_slice()].concat()).unwrap();
+                // Until it hangs up.
+                let _ = stream.read_to_end(&mut Vec::new());
+            });
+        }
+        let sockets = gather(dir.path(), &environment, &[]);
+        let keys = |it: &Socket| matches!(&it.answer, Answer::Keys(keys) if keys.len() == 1);
+        assert_eq!(sockets.asked.iter().filter(|it| keys(it)).count(), 2);
+        assert_eq!((sockets.asked.len(), sockets.cut), (2, vec![]));
+    }
+
+    #[test]
+    fn what_a_limit_keeps_from_being_asked_is_said_and_is_not_the_one_that_is_named() {
+        let (dir, _listeners, environment) = machine();
+        let sockets = gather(dir.path(), &environment, &[]);
+        assert!(sockets.asked.iter().any(|it| it.path == dir.path().join("z")));
+        assert_eq!(sockets.cut, ["only 64 sockets were asked, and 7 more were not"]);
     }
 
     #[test]
