@@ -142,7 +142,7 @@ async fn a_command_that_was_waited_for_is_told_of_signals_and_is_not_left_alone(
             line.expect("in time").expect("text")
         };
         assert_eq!(line().await.as_deref(), Some("ready"));
-        signal(waiting.child.id().expect("it runs"), name);
+        signal(&waiting.child, name).await;
         assert_eq!(line().await.as_deref(), Some("told"), "{name}");
         let status = tokio::time::timeout(SOON, waiting.child.wait()).await.expect("in time");
         assert_eq!(status.expect("it ends").code(), Some(7), "{name}");
