@@ -284,7 +284,7 @@ mod tests {
         assert!(keys[0].fingerprint.starts_with("SHA256:"));
     }
 
-    /// Sockets in a folder as ssh-agent makes them, and one elsewhere that SSH_AUTH_SOCK names, which is the last by name.
+    /// Sockets in a folder as ssh-agent makes them, and one elsewhere that `SSH_AUTH_SOCK` names, which is the last by name.
     fn machine() -> (tempfile::TempDir, Vec<UnixListener>, BTreeMap<String, OsString>) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("tmp/ssh-x")).unwrap();
