@@ -449,7 +449,7 @@ pub(crate) mod tests {
         LeaseTerms {
             broker: Issuer { origin: "http://localhost:8750".into(), instance_key: "kid".into() },
             lease_id,
-            agent: AgentTerms { name: "demo-agent".into(), issuer: "broker".into() },
+            agent: AgentTerms { name: "demo-agent".into(), issuer: "http://localhost:8750".into() },
             sponsor: "alice".into(),
             actor: None,
             sponsor_task: "demo".into(),
