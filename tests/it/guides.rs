@@ -382,6 +382,7 @@ async fn job_token(State(endpoint): State<Endpoint>, request: Request) -> Respon
     claims["aud"] = json!(audience.unwrap_or("https://github.com/acme".to_owned()));
     let more = [
         ("repository_id", "1296269"),
+        ("run_attempt", "1"),
         ("ref", "refs/heads/main"),
         ("workflow_ref", "acme/shop/.github/workflows/staging.yml@refs/heads/main"),
     ];
