@@ -51,7 +51,7 @@ dev: build ## Run the whole product until Ctrl-C, and try it from another termin
 	@exec "$(BROKERD)" dev --dir "$(DEV_DIR)"
 
 .PHONY: test
-test: check check-actions build ## Check and test everything, as CI does
+test: check check-actions ## Check and test everything, as CI does
 	@scripts/setup.sh --oracle
 	@scripts/setup.sh --clients
 	@scripts/setup.sh --sk-dummy
@@ -62,13 +62,16 @@ test: check check-actions build ## Check and test everything, as CI does
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=3
 
 .PHONY: check
-check: setup ## Check form, lints, scripts, the example configuration and what its rules decide
+check: lint build ## Check form, lints, scripts, the example configuration and what its rules decide
+	@"$(BROKERD)" check --config config
+	@"$(BROKERD)" check --config config --cases config/cases.toml
+
+.PHONY: lint
+lint: setup ## Check form, lints and scripts
 	@for script in scripts/*.sh .ci/run; do bash -n "$$script" || exit 1; done
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	@cargo run --quiet --locked --package broker -- check --config config
-	@cargo run --quiet --locked --package broker -- check --config config --cases config/cases.toml
 
 .PHONY: build
 build: setup ## Build broker and brokerd

@@ -94,8 +94,8 @@ events! {
     LoginAccepted = "login.accepted" [key_fingerprint],
     /// A login was refused, for this reason; the actor is whoever its signature proves to be from.
     LoginRejected = "login.rejected" [count, key_fingerprint, reason, since],
-    /// A token was not believed, for this reason; the actor is whom it was made for, if we had signed it and it has expired.
-    AuthRejected = "auth.rejected" [count, reason, since, task_id],
+    /// A token was not believed, for this reason; the actor is whom it was made for, if we had signed it and it has expired. Of a workload's: what its issuer signed for.
+    AuthRejected = "auth.rejected" [count, issuer, reason, since, subject, task_id],
     /// An act of authority is drawn up, and waits for its signature.
     StatementProposed = "statement.proposed" [about, act, act_id],
     /// An act of authority is signed; it takes effect now, or after its cool-down.
@@ -108,6 +108,8 @@ events! {
     StatementFailed = "statement.failed" [about, act, act_id, why],
     /// A sponsor's signature handed a task to an agent, or a workload's token started one.
     TaskStarted = "task.started" [about, act, act_id, actor_unknown, claims, issuer, set_off_by, subject, task, task_id],
+    /// The token that started a workload's task came again, where it may, and was given the task's token again.
+    TaskResumed = "task.resumed" [count, issuer, since, subject, task, task_id],
     /// The agent or the sponsor ended it, or the sponsor was disabled.
     TaskEnded = "task.ended" [task, task_id, why],
     /// A person ordered that nothing more is issued to what it covers.

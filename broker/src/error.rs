@@ -11,7 +11,7 @@ use time::{Duration, OffsetDateTime};
 use crate::aws::MintError;
 use crate::identity::TokenError;
 use crate::lease::{Budgeted, LeaseId, LeaseState};
-use crate::problem::{Extension, Kind, Problem};
+use crate::problem::{Extension, Kind, NO_LONGER, Problem};
 use crate::sequencer::LogError;
 use crate::statement::StatementError;
 use crate::store::Exceeded;
@@ -44,6 +44,9 @@ pub enum Error {
     MethodNotAllowed,
     #[error("{why}")]
     Denied { lease_id: Option<LeaseId>, why: String },
+    /// An open lease that today's rules, or today's keys and people, do not bear any more.
+    #[error("{why}")]
+    NoLonger { id: LeaseId, why: String },
     #[error("{rejection}")]
     Rejected { lease_id: Option<LeaseId>, rejection: Rejection },
     #[error("another request was made with this Idempotency-Key")]
@@ -94,7 +97,7 @@ impl Error {
             Self::TooSlow => Kind::TooSlow,
             Self::NotFound | Self::Unsigned(_) => Kind::NotFound,
             Self::MethodNotAllowed => Kind::MethodNotAllowed,
-            Self::Denied { .. } => Kind::Denied,
+            Self::Denied { .. } | Self::NoLonger { .. } => Kind::Denied,
             Self::Rejected { .. } => Kind::SignatureRejected,
             Self::IdempotencyMismatch => Kind::IdempotencyMismatch,
             Self::Pending(_) => Kind::Pending,
@@ -129,6 +132,7 @@ impl Error {
             | Self::InUse(id)
             | Self::StoppedMeanwhile(id) => Some(*id),
             Self::Ended { id, .. }
+            | Self::NoLonger { id, .. }
             | Self::Mint { id, .. }
             | Self::RoleCutOff { id, .. }
             | Self::NotAnchored { id, .. } => Some(*id),
@@ -152,6 +156,7 @@ impl Error {
             Self::Unsigned(id) => format!("`broker show {id}` has what the rules decided, and why; nothing more was needed, or it never came so far."),
             Self::MethodNotAllowed => "See `/openapi.json`.".into(),
             Self::Denied { .. } => "`broker scopes` shows what may be asked for; if the task needs more, ask its sponsor. No other credential on this machine is meant for it.".into(),
+            Self::NoLonger { .. } => "Ask anew, by today's rules, with `broker lease --new` in the same words; if that is denied, ask the sponsor. No other credential on this machine is meant for it.".into(),
             Self::Rejected { rejection, .. } => rejection.next().into(),
             Self::IdempotencyMismatch => "Use a new Idempotency-Key for a new request.".into(),
             Self::Pending(id) => format!("Have an eligible person run `broker sign {id}`; then ask again, or wait with `--wait`."),
@@ -219,6 +224,7 @@ impl IntoResponse for Error {
             Self::Rejected { rejection, .. } => Some(rejection.code().to_owned()),
             Self::Workload(error) => Some(error.code().to_owned()),
             Self::Ended { state, .. } => Some(state.to_string()),
+            Self::NoLonger { .. } => Some(NO_LONGER.to_owned()),
             _ => None,
         };
         let mut extension = Extension {

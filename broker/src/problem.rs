@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The `reason` of a denial that meets an open lease: rules, keys or people have changed since.
+pub const NO_LONGER: &str = "no-longer";
+
 /// The `type` of a problem. Never changed once released: programs match on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {

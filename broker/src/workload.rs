@@ -264,8 +264,14 @@ impl Unverified<'_> {
 }
 
 impl Verified<'_> {
+    /// What the workload is called by its issuer.
+    pub fn subject(&self) -> Option<&str> {
+        self.claims.get("sub").and_then(Value::as_str).filter(|it| is_line(it))
+    }
+
     /// Which workload it is of. `origin` is the audience of issuers that name no other.
     pub fn workload(self, origin: &str, now: OffsetDateTime) -> Result<Workload, WorkloadError> {
+        let subject = self.subject().map(ToOwned::to_owned);
         let Self { issuer, claims: signed, token_sha256 } = self;
         let audience = issuer.audience.as_deref().unwrap_or(origin);
         // A token that others take too, others can bring.
@@ -279,8 +285,7 @@ impl Verified<'_> {
         }
         check_times(&signed, now)?;
 
-        let subject = signed.get("sub").and_then(Value::as_str).filter(|it| is_line(it));
-        let subject = subject.ok_or(WorkloadError::Malformed("it names no subject"))?.to_owned();
+        let subject = subject.ok_or(WorkloadError::Malformed("it names no subject"))?;
         let signed = Value::Object(signed);
         let holds_all = |conditions: &BTreeMap<String, Pattern>| {
             conditions.iter().all(|(name, pattern)| {

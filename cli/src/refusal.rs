@@ -2,7 +2,7 @@
 //! that an agent which learned one knows all: what is missing, and what to do instead of looking elsewhere.
 
 use broker::lease::{LeaseId, LeaseState};
-use broker::problem::Kind;
+use broker::problem::{Kind, NO_LONGER};
 use broker::render::words;
 use broker::wire::Lease;
 use rmcp::schemars;
@@ -88,6 +88,9 @@ impl Refusal {
             (Kind::Pending, Some(id)) => Some(wait_for(id)),
             (Kind::NotAnchored | Kind::RoleCutOff, Some(id)) => Some(run_with(id)),
             (Kind::Refused | Kind::Ended | Kind::AlreadyIssued, Some(id)) => {
+                Some(command(&["show", &id.to_string()]))
+            }
+            (Kind::Denied, Some(id)) if reason == Some(NO_LONGER) => {
                 Some(command(&["show", &id.to_string()]))
             }
             (Kind::Denied, _) => Some(command(&["scopes"])),

@@ -437,6 +437,8 @@ async fn rules_that_became_stricter_stop_a_claim() {
     for id in [unsigned, signed] {
         let claim = replica.claim(id).await;
         assert_eq!(claim.problem(), "/problems/denied", "{}", claim.body);
+        assert_eq!(claim.reason(), "no-longer");
+        assert!(claim.body["next"].as_str().unwrap().contains("--new"), "{}", claim.body);
         let detail = claim.body["detail"].as_str().unwrap();
         let why = if id == signed { "approvals do not count" } else { "the rules have changed" };
         assert!(detail.contains(why), "{detail}");

@@ -396,14 +396,15 @@ async fn every_event_says_in_its_columns_what_its_canonical_body_says() {
     }
 }
 
-/// Types that other tests have: the doctor's, in `doctor`, and those of the log.
-const ELSEWHERE: [&str; 6] = [
+/// Types that other tests have: the doctor's in `doctor`, a workload's in `workloads`, and those of the log.
+const ELSEWHERE: [&str; 7] = [
     "doctor.found",
     "log.partition-dropped",
     "log.partition-exported",
     "log.recovered",
     "log.rotated",
     "log.started",
+    "task.resumed",
 ];
 
 #[test]

@@ -297,6 +297,10 @@ async fn where_a_token_may_come_again_it_is_the_same_task_until_that_ends() {
     assert_eq!(again.status, StatusCode::OK, "{}", again.body);
     assert_eq!(again.body["task_id"], first.body["task_id"]);
     assert_eq!(again.body["expires_at"], first.body["expires_at"]);
+    let told = "select doc #>> '{data,agent}', doc #>> '{data,detail,subject}', doc #>> '{data,detail,task_id}' from event where type = 'task.resumed'";
+    let (agent, subject, task): (String, String, String) = stage.row(told).await;
+    assert_eq!((&*agent, &*subject), ("shop-ci", "repo:acme/shop:ref:refs/heads/main"));
+    assert_eq!(task, first.body["task_id"].as_str().unwrap());
     let end = format!("/v1/tasks/{}/end", first.body["task_id"].as_str().unwrap());
     let bearer = first.body["access_token"].as_str();
     let ended = stage.broker.send(Method::POST, &end, bearer, &[], Some(json!({}))).await;
@@ -860,6 +864,28 @@ async fn keys_may_be_in_a_file() {
     let stage = Stage { issuer, broker, sts };
     stage.task_token(&stage.claims()).await;
     assert_eq!(stage.issuer.asked(), 0);
+    // What is taken out of the file is out.
+    let other = SigningKey::ec("other");
+    std::fs::write(file.path(), json!({ "keys": [other.jwk()] }).to_string()).unwrap();
+    stage.broker.clock.advance(Duration::seconds(30));
+    assert_eq!(stage.broker.exchange(&stage.token()).await.reason(), "unknown-key");
+}
+
+#[tokio::test]
+async fn who_is_refused_is_recorded_as_far_as_the_issuer_vouches() {
+    let stage = Stage::new().await;
+    let stranger = stage.claims_but(json!({ "sub": "repo:mallory/shop:ref:refs/heads/main" }));
+    let forged = SigningKey::rsa("key-1");
+    stage.refuses(&forged.sign(&forged.header(), &stranger), "bad-signature").await;
+    assert_eq!(stage.broker.exchange(&stage.issuer.sign(&stranger)).await.reason(), "not-mapped");
+    let told = "select doc #> '{data,detail,issuer}', doc #> '{data,detail,subject}' from event where type = 'auth.rejected' and doc #>> '{data,detail,reason}' = 'bad-signature'";
+    assert_eq!(stage.row::<(Option<Value>, Option<Value>)>(told).await, (None, None));
+    let told = "select doc #>> '{data,detail,issuer}', doc #>> '{data,detail,subject}' from event where type = 'auth.rejected' and doc #>> '{data,detail,reason}' = 'not-mapped'";
+    let (issuer, subject): (String, String) = stage.row(told).await;
+    assert_eq!(
+        (issuer, &*subject),
+        (stage.issuer.name.clone(), "repo:mallory/shop:ref:refs/heads/main")
+    );
 }
 
 // --- the exchange itself

@@ -98,7 +98,8 @@ impl Broker {
         error: &Error,
         now: OffsetDateTime,
     ) -> Result<()> {
-        if !matches!(error, Error::Denied { .. } | Error::Frozen(_) | Error::TaskEnded) {
+        let denied = matches!(error, Error::Denied { .. } | Error::NoLonger { .. });
+        if !denied && !matches!(error, Error::Frozen(_) | Error::TaskEnded) {
             return Ok(());
         }
         let why = error.to_string();
@@ -143,10 +144,7 @@ impl Broker {
         now: OffsetDateTime,
     ) -> Result<Vec<String>> {
         let deny = |why: &str| {
-            Err(Error::Denied {
-                lease_id: Some(lease.id),
-                why: format!("the rules have changed: {why}"),
-            })
+            Err(Error::NoLonger { id: lease.id, why: format!("the rules have changed: {why}") })
         };
         let Some(scope) = self.config.catalogue.scope(&lease.scope) else {
             return deny("the scope is gone");
@@ -195,7 +193,7 @@ impl Broker {
     ) -> Result<Grant> {
         let lease = &claimable.lease;
         let why = "its approvals do not count any more: a key was revoked, a signer left, or the rules ask for more";
-        let deny = || Error::Denied { lease_id: Some(lease.id), why: why.into() };
+        let deny = || Error::NoLonger { id: lease.id, why: why.into() };
         let sealed = LeaseStatement::from_bytes(claimable.statement.clone().ok_or_else(deny)?)?;
         let scope = self.config.catalogue.scope(&lease.scope).ok_or_else(deny)?;
         let rule = scope.signers.as_ref().ok_or_else(deny)?;
@@ -276,8 +274,8 @@ impl Broker {
             _ if lease.ends_at.is_some_and(|it| it <= now) => {
                 Error::Ended { id, state: LeaseState::Expired }
             }
-            _ => Error::Denied {
-                lease_id: Some(id),
+            _ => Error::NoLonger {
+                id,
                 why: "a signer was disabled, or a signer's key was revoked".into(),
             },
         })

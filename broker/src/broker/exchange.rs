@@ -9,6 +9,7 @@ use super::Broker;
 use super::refuse::{Refusal, Whom};
 use crate::audit::{Actor, EventType, Subject};
 use crate::error::{Error, Result};
+use crate::identity::issuers::{Disbelieved, Vouched};
 use crate::identity::{Agent, Origin, TaskGrant};
 use crate::lease::{Budgeted, Whose};
 use crate::store::{self, Exceeded, WorkloadTask};
@@ -25,11 +26,16 @@ impl Broker {
         let judged = self.config.issuers.authenticate(&request.subject_token, origin, now).await;
         let workload = match judged {
             Ok(workload) => workload,
-            Err(error) => return Err(self.refuse_workload(error, None, now).await),
+            Err(Disbelieved { why, vouched }) => {
+                return Err(self.refuse_workload(why, vouched, None, now).await);
+            }
         };
         match self.start(&workload, now).await {
-            Err(Error::Workload(error)) => {
-                Err(self.refuse_workload(error, Some(&workload), now).await)
+            Err(Error::Workload(why)) => {
+                let Workload { issuer, subject, .. } = &workload;
+                let (issuer, subject) = (issuer.clone(), Some(subject.clone()));
+                let vouched = Some(Vouched { issuer, subject });
+                Err(self.refuse_workload(why, vouched, Some(&workload), now).await)
             }
             started => started,
         }
@@ -76,7 +82,10 @@ impl Broker {
             store::StartedWorkload::Known { .. } if workload.once => {
                 return Err(WorkloadError::Replayed.into());
             }
-            store::StartedWorkload::Known { id, expires_at } => (id, expires_at),
+            store::StartedWorkload::Known { id, expires_at } => {
+                self.tell_resumed(workload, id, now).await?;
+                (id, expires_at)
+            }
             store::StartedWorkload::Ended => return Err(WorkloadError::TaskEnded.into()),
             store::StartedWorkload::NoSponsor => return Err(WorkloadError::NoSponsor.into()),
             store::StartedWorkload::OverBudget { retry_at } => {
@@ -112,19 +121,41 @@ impl Broker {
         })
     }
 
+    /// Records that a workload was given its task again; counted as refusals are, because it costs as little to ask. What cannot
+    /// be recorded is not given.
+    async fn tell_resumed(&self, workload: &Workload, id: Uuid, now: OffsetDateTime) -> Result<()> {
+        let Workload { agent, sponsor, task, issuer, subject, .. } = workload;
+        let whom = Whom::Agent(agent.clone());
+        let again = Refusal::new(EventType::TaskResumed, whom, "", now);
+        let (agent, sponsor) = (Some(agent.clone()), Some(sponsor.clone()));
+        let detail = json!({ "task": task, "task_id": id, "issuer": issuer, "subject": subject });
+        self.refuse(Refusal { about: Some(id), agent, sponsor, detail, ..again }).await
+    }
+
     /// Records that a workload's token was not believed: whose it is, as far as its issuer's signature says.
     async fn refuse_workload(
         &self,
         error: WorkloadError,
+        vouched: Option<Vouched>,
         workload: Option<&Workload>,
         now: OffsetDateTime,
     ) -> Error {
         let reason = error.code();
+        let mut detail = json!({ "reason": reason });
+        let mut why = reason.to_owned();
+        if let Some(Vouched { issuer, subject }) = vouched {
+            // Issuers are ours to name; whoever has an account there has a subject, and may choose it.
+            why.extend([" ", &issuer]);
+            detail["issuer"] = json!(issuer);
+            if let Some(subject) = subject {
+                detail["subject"] = json!(subject);
+            }
+        }
         let agent = workload.map(|it| it.agent.clone());
         let whom = agent.clone().map_or(Whom::Nobody, Whom::Agent);
-        let refusal = Refusal::new(EventType::AuthRejected, whom, reason, now);
+        let refusal = Refusal::new(EventType::AuthRejected, whom, &why, now);
         let sponsor = workload.map(|it| it.sponsor.clone());
-        let refusal = Refusal { agent, sponsor, detail: json!({ "reason": reason }), ..refusal };
+        let refusal = Refusal { agent, sponsor, detail, ..refusal };
         if let Err(error) = self.refuse(refusal).await {
             tracing::warn!(?error, "a token that was not believed is not in the record yet");
         }

@@ -1,5 +1,5 @@
-//! Refusals in the record: of what is the same, the first at once, and what follows as one number a minute. So a flood is
-//! counted, and makes no flood of writes.
+//! Refusals in the record, and what else costs a caller nothing: of what is the same, the first at once, and what follows as one
+//! number a minute. So a flood is counted, and makes no flood of writes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

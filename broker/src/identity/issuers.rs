@@ -8,6 +8,27 @@ use super::jwks::{Jwks, Source};
 use crate::workload::issuer::Issuer;
 use crate::workload::{Workload, WorkloadError, read};
 
+/// A token that was not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disbelieved {
+    pub why: WorkloadError,
+    /// Who signed it, and for what, if that much is proven.
+    pub vouched: Option<Vouched>,
+}
+
+/// What an issuer signed for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vouched {
+    pub issuer: String,
+    pub subject: Option<String>,
+}
+
+impl From<WorkloadError> for Disbelieved {
+    fn from(why: WorkloadError) -> Self {
+        Self { why, vouched: None }
+    }
+}
+
 /// All issuers, with what we know of their keys.
 #[derive(Debug, Default)]
 pub struct Issuers(Vec<(Issuer, Jwks)>);
@@ -39,17 +60,21 @@ impl Issuers {
         token: &str,
         origin: &str,
         now: OffsetDateTime,
-    ) -> Result<Workload, WorkloadError> {
+    ) -> Result<Workload, Disbelieved> {
         let unverified = read(token)?;
         let (issuer, keys) = (self.0.iter())
             .find(|(it, _)| it.issuer == unverified.issuer)
             .ok_or(WorkloadError::UnknownIssuer)?;
         // Before anybody is asked for a key.
         unverified.algorithm(issuer)?;
-        let key = keys.key(&unverified.key_id, now).await?;
+        let key = keys.key(&unverified.key_id, now).await.map_err(WorkloadError::from)?;
         let signed = unverified.verify(issuer, |algorithm| {
             key.verifies(unverified.signature, unverified.message.as_bytes(), algorithm)
         })?;
-        signed.workload(origin, now)
+        let subject = signed.subject().map(ToOwned::to_owned);
+        signed.workload(origin, now).map_err(|why| Disbelieved {
+            why,
+            vouched: Some(Vouched { issuer: issuer.issuer.clone(), subject }),
+        })
     }
 }

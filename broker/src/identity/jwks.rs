@@ -16,7 +16,7 @@ use time::{Duration, OffsetDateTime};
 use tokio::sync::{Mutex, RwLock};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
-/// Older keys are asked for again.
+/// Older keys are asked for again; those of a file, which costs nobody anything, as often as may be.
 const FRESH: Duration = Duration::HOUR;
 /// Older keys are not believed, whatever hinders us from asking for newer ones.
 const TOO_OLD: Duration = Duration::DAY;
@@ -67,6 +67,13 @@ impl Source {
             .user_agent(concat!("brokerd/", env!("CARGO_PKG_VERSION")));
         let config = if url.starts_with("http:") { config.proxy(None) } else { config };
         Ok(Self::Url(config.build().new_agent(), url.to_owned()))
+    }
+
+    fn fresh(&self) -> Duration {
+        match self {
+            Self::Url(..) => FRESH,
+            Self::File(_) => ASK_EVERY,
+        }
     }
 
     /// Asks. Blocks.
@@ -204,7 +211,7 @@ impl Jwks {
     /// The key of this id. Asks where the keys are when they are old, or when the id is new: at most twice a minute, one at a
     /// time. Keys that are known are found without waiting for that.
     pub async fn key(&self, id: &str, now: OffsetDateTime) -> Result<Key, NoKey> {
-        if let Some(key) = self.known.read().await.get(id, FRESH, now) {
+        if let Some(key) = self.known.read().await.get(id, self.source.fresh(), now) {
             return Ok(key);
         }
         let mut asked_at = self.asked_at.lock().await;
