@@ -1,6 +1,6 @@
 -- Requests in the same words: whoever asks again for what is open already, under the same task, is given that lease. An AWS
 -- tool that starts a credential process for each command would else hold one lease a command, and people would be asked twice.
--- The gate decides it, under the lock that it holds anyway: of two that come at once, one opens and the other joins.
+-- The gate decides it, first without its lock and then with it: of two that come at once, one opens and the other joins.
 
 drop function admit(text, text, uuid, text, text, text, text, text[], jsonb, timestamptz);
 

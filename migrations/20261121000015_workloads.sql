@@ -50,7 +50,7 @@ end
 $$;
 
 -- Starts the task of a workload's token, with its event. `verdict`: `started`; `known`, with the task that the token started
--- before; `ended`, if that has ended; `no-sponsor`; or `over-budget`, with when there is room again.
+-- before; `ended`, if that has ended, or would be another's by today's configuration; `no-sponsor`; or `over-budget`, with when there is room again.
 create function start_workload_task(
     id uuid, agent text, sponsor text, task text, issuer text, subject text, token_sha256 bytea,
     actor text, actor_unknown boolean, claims jsonb, at timestamptz, expires_at timestamptz,

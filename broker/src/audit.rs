@@ -94,7 +94,7 @@ events! {
     LoginAccepted = "login.accepted" [key_fingerprint],
     /// A login was refused, for this reason; the actor is whoever its signature proves to be from.
     LoginRejected = "login.rejected" [count, key_fingerprint, reason, since],
-    /// A token was not believed, for this reason; the actor is whom it was made for, if we had signed it and it has expired. Of a workload's: what its issuer signed for.
+    /// A token was not believed, for this reason; the actor is whom it was made for, if we had signed it and it has expired. Of a workload's, `issuer` and `subject` are what its issuer signed.
     AuthRejected = "auth.rejected" [count, issuer, reason, since, subject, task_id],
     /// An act of authority is drawn up, and waits for its signature.
     StatementProposed = "statement.proposed" [about, act, act_id],

@@ -226,6 +226,8 @@ pub async fn look(
         key_file("the instance key", &settings.instance_key),
         key_file("the log's key", &settings.log.key),
     ];
+    let former = settings.former_instance_keys.iter();
+    files.extend(former.map(|it| key_file("a former instance key", it)));
     if let Some(path) = &settings.aws.credentials_file {
         files.push(key_file("the file of AWS credentials", path));
     }

@@ -452,7 +452,9 @@ async fn login(
 
 /// Exchanges the token of a workload, signed by a trusted issuer, for a task token (RFC 8693).
 #[utoipa::path(post, path = "/v1/token", request_body(content = wire::TokenRequest, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, body = wire::IssuedToken), (status = 401, description = "The token is not exchanged; `reason` says why")))]
+    responses((status = 200, body = wire::IssuedToken), (status = 401, description = "The token is not exchanged; `reason` says why"),
+        (status = 429, description = "The agent starts too many tasks; again at `retry_at`"),
+        (status = 503, description = "The issuer's keys cannot be had, or the database is away")))]
 async fn token(
     State(broker): Server,
     Form(request): Form<wire::TokenRequest>,

@@ -1,5 +1,6 @@
 //! HTTP to the broker: one place for time limits, size limits, authentication and what a failure means.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use broker::problem::Problem;
@@ -46,6 +47,11 @@ impl Client {
         let config = if url.is_plain() { config.proxy(None) } else { config };
         let authorization = bearer.map(bearer_header).transpose()?;
         Ok(Self { agent: config.build().new_agent(), url: url.clone(), authorization })
+    }
+
+    /// Whether it has the same token.
+    pub(crate) fn speaks_as(&self, other: &Self) -> bool {
+        self.authorization == other.authorization
     }
 
     pub(crate) fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T> {
@@ -208,10 +214,12 @@ fn bearer_header(token: &SecretString) -> Result<HeaderValue> {
     Ok(value)
 }
 
-/// Whether no answer can have come. A request that took its whole time is not sent again.
+/// Whether no answer can have come, and one may come next time. A request that took its whole time is not sent again, nor one to
+/// whoever is not trusted: that is how TLS says it.
 fn connection_failed(error: &Error) -> bool {
     match error {
-        Error::Io(_) | Error::HostNotFound | Error::ConnectionFailed => true,
+        Error::Io(error) => error.kind() != ErrorKind::InvalidData,
+        Error::HostNotFound | Error::ConnectionFailed => true,
         Error::Timeout(which) => matches!(which, Timeout::Resolve | Timeout::Connect),
         _ => false,
     }

@@ -43,7 +43,8 @@ A step of a pipeline that builds an agent's image; it fails on anything critical
 
 Exit codes:
   0 nothing found    1 it could not run    2 usage    3 something critical or high
-  4 something medium or low, or not everything could be looked at; what --except and --no-network leave out does not count")]
+  4 something medium or low, or not everything could be looked at; what --except and --no-network
+    leave out does not count, nor do folders that tools fill and links that lead out")]
 pub(crate) struct DoctorArgs {
     /// A project to look through; may be repeated [default: the repository around the current directory]
     #[arg(long = "project", value_name = "DIR")]
@@ -99,7 +100,7 @@ struct Finding {
 struct NotChecked {
     check: &'static str,
     why: String,
-    /// By `--except` or `--no-network`. Whatever else nobody looked at is not clean.
+    /// By `--except` or `--no-network`, or always. Whatever else nobody looked at is not clean.
     left_out: bool,
 }
 

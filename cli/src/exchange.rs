@@ -24,9 +24,9 @@ const MAX_TOKEN_BYTES: u64 = 64 * 1024;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  export BROKER_TOKEN=\"$(broker task exchange --workload-token /var/run/secrets/broker/token)\"    Kubernetes, SPIFFE
-  export BROKER_TOKEN=\"$(broker task exchange --github)\"                                     GitHub Actions
-  export BROKER_TOKEN=\"$(printenv BROKER_JWT | broker task exchange --workload-token -)\"         GitLab: id_tokens")]
+  eval \"$(broker task exchange --workload-token /var/run/secrets/broker/token -o env)\"    Kubernetes, SPIFFE
+  eval \"$(broker task exchange --github -o env)\"                                          GitHub Actions
+  eval \"$(printenv BROKER_JWT | broker task exchange --workload-token - -o env)\"          GitLab: id_tokens")]
 pub(crate) struct ExchangeArgs {
     /// The file that has the workload's token; `-` reads it from standard input
     #[arg(

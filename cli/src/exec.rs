@@ -57,7 +57,7 @@ pub(crate) struct ExecArgs {
     command: Vec<OsString>,
 }
 
-pub(crate) fn exec(context: &Context, args: ExecArgs) -> Result<()> {
+pub(crate) fn exec(context: Context, args: ExecArgs) -> Result<()> {
     // First of all: a signed lease gives credentials once, too dear for a command that is not there.
     let inherited: Vec<_> = std::env::vars_os().collect();
     let (name, arguments) = args.command.split_first().expect("clap requires a command");
@@ -67,9 +67,9 @@ pub(crate) fn exec(context: &Context, args: ExecArgs) -> Result<()> {
     let client = context.as_agent()?;
     let request = args.scope.map(|it| args.ask.request(it, true, !args.new));
     let leased = match (args.lease, &request) {
-        (Some(id), _) => claimed(context, &client, id, &args.patience)?,
+        (Some(id), _) => claimed(&context, &client, id, &args.patience)?,
         (None, request) => asked(
-            context,
+            &context,
             &client,
             request.as_ref().expect("clap requires one of them"),
             &args.patience,
@@ -92,7 +92,7 @@ pub(crate) fn exec(context: &Context, args: ExecArgs) -> Result<()> {
     let variables = endpoint.variables();
     let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
     command.envs(child_environment(inherited, &region, &variables));
-    endpoint.serve(Source::new(client, request, leased));
+    endpoint.serve(Source::new(context, client, request, leased));
     match run(&mut command) {
         Ok(status) => std::process::exit(exit_code(status)),
         Err(error) => Err(cannot_run(&program, &error)),

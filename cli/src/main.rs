@@ -61,7 +61,8 @@ Exit codes:
   1 unexpected                       6 expired, lapsed, revoked, withdrawn or frozen
   2 usage or invalid request         7 broker unreachable
   3 pending, not signed yet          8 not authenticated
-  4 denied by the rules, not valid   9 try again later";
+  4 denied by the rules, not valid   9 try again later
+`exec` has its command's; `doctor` has its own, which its help tells";
 
 /// Asks for short-lived cloud credentials, and signs requests for them
 #[derive(Parser)]
@@ -241,7 +242,7 @@ fn run(cli: Cli, format: Format) -> Result<u8> {
         // What it finds is an exit code, and no failure.
         Command::Doctor(args) => return doctor::doctor(format, &args, now()),
         Command::Lease(args) => agent::lease(&context()?, args),
-        Command::Exec(args) => exec::exec(&context()?, args),
+        Command::Exec(args) => exec::exec(context()?, args),
         Command::Credentials(args) => agent::credentials(&context()?, args),
         Command::Profile(command) => profile::profile(&context()?, command),
         Command::Leases(args) => agent::leases(&context()?, &args),

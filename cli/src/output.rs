@@ -27,9 +27,9 @@ const NOTHING_ISSUED: &str =
 /// How the answer is written on stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people; no secrets. The default on a terminal
+    /// For people; no credentials. The default on a terminal
     Text,
-    /// For programs; no secrets. The default elsewhere
+    /// For programs; no credentials. The default elsewhere
     Json,
     /// For `eval`: exports the credentials
     Env,

@@ -55,7 +55,7 @@ pub(crate) struct AddArgs {
     /// The AWS Region that tools work in
     #[arg(long)]
     region: Option<String>,
-    /// Replaces a profile of that name that is not of this broker
+    /// Replaces a profile of that name that is not of this broker; never one that has keys in ~/.aws/credentials
     #[arg(long)]
     force: bool,
 }
@@ -146,7 +146,7 @@ fn add(context: &Context, args: AddArgs) -> Result<()> {
     if region.as_ref().is_some_and(|it| it.is_empty() || !plain(it)) {
         return Err(Failure::invalid("that is no AWS Region", "Correct --region."));
     }
-    if places.has_keys(&name)? && !force {
+    if places.has_keys(&name)? {
         return Err(Failure::invalid(
             format!("profile {name} is in the file of shared credentials too, which comes first"),
             "Remove it there, or take another name.",
@@ -174,8 +174,8 @@ fn add(context: &Context, args: AddArgs) -> Result<()> {
         || output::pretty(&json!({ "profile": name, "file": path, OPTION: process })),
     )?;
     output::note(&format!(
-        "next: run tools with AWS_PROFILE={name}, without AWS keys in their environment, and with BROKER_TOKEN or \
-         BROKER_TOKEN_FILE: the profile holds no token."
+        "next: run tools with AWS_PROFILE={name}, without AWS keys in their environment, and with BROKER_TOKEN or a \
+         token file where `broker` finds it: the profile holds none."
     ));
     Ok(())
 }

@@ -42,7 +42,7 @@ pub(crate) struct Global {
         hide_env_values = true
     )]
     token_file: Option<OsString>,
-    /// What is written on stdout [default: text on a terminal, json elsewhere]
+    /// What is written on stdout [default: text on a terminal, json elsewhere, unless the command says otherwise]
     #[arg(short, long, global = true, value_name = "FORMAT", value_enum)]
     pub(crate) output: Option<Format>,
     /// No colour; `NO_COLOR` says the same

@@ -9,6 +9,7 @@ use broker::wire::{Credentials, Lease, LeaseRequest};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use crate::Context;
 use crate::client::Client;
 use crate::output::{self, Failure, Result, UNREACHABLE};
 use crate::{agent, now};
@@ -45,7 +46,7 @@ pub(crate) struct Refusal {
 }
 
 pub(crate) struct Source {
-    client: Client,
+    context: Context,
     /// What to ask for when the lease's window is over. Nothing where people signed, or a lease was named.
     again: Option<LeaseRequest>,
     state: Mutex<State>,
@@ -54,6 +55,8 @@ pub(crate) struct Source {
 
 struct State {
     leased: Leased,
+    /// Who got it: with the token of then.
+    client: Arc<Client>,
     /// The broker has refused: what is in memory is not handed out any more.
     stopped: bool,
     refusal: Option<Refusal>,
@@ -98,10 +101,18 @@ impl State {
 }
 
 impl Source {
-    pub(crate) fn new(client: Client, again: Option<LeaseRequest>, leased: Leased) -> Arc<Self> {
+    /// `client` got the lease, in the words of `again` if there are any.
+    pub(crate) fn new(
+        context: Context,
+        client: Client,
+        again: Option<LeaseRequest>,
+        leased: Leased,
+    ) -> Arc<Self> {
         let again = again.filter(|_| !leased.signed);
-        let state = State { leased, stopped: false, refusal: None, renewing: false, pause: None };
-        Arc::new(Self { client, again, state: Mutex::new(state), renewed: Condvar::new() })
+        let client = Arc::new(client);
+        let (refusal, pause) = (None, None);
+        let state = State { leased, client, stopped: false, refusal, renewing: false, pause };
+        Arc::new(Self { context, again, state: Mutex::new(state), renewed: Condvar::new() })
     }
 
     /// The credentials: those in memory until shortly before their end, then new ones. However many ask at once, the
@@ -132,10 +143,10 @@ impl Source {
         let mut state = self.state();
         state.renewing = false;
         match answer {
-            Ok(leased) => {
+            Ok((leased, client)) => {
                 let key = |it: &Leased| it.credentials.access_key_id.clone();
                 state.pause = (key(&state.leased) == key(&leased)).then(Instant::now);
-                (state.leased, state.stopped) = (leased, false);
+                (state.leased, state.client, state.stopped) = (leased, client, false);
                 if state.refusal.take().is_some() {
                     output::note("broker: credentials are given again");
                 }
@@ -154,19 +165,27 @@ impl Source {
     }
 
     /// Another session of the lease; or, when its window ends before long, of another lease in the same words: the broker
-    /// does not answer these with one that is as good as over.
-    fn ask(&self) -> Result<Leased> {
-        let leased = self.state().leased.clone();
+    /// does not answer these with one that is as good as over. The token is read anew, as a task's may be followed by that of
+    /// the next one, to which the lease does not belong.
+    fn ask(&self) -> Result<(Leased, Arc<Client>)> {
+        let (leased, before) = {
+            let state = self.state();
+            (state.leased.clone(), Arc::clone(&state.client))
+        };
+        let client = self.context.as_agent()?;
+        let moved = !client.speaks_as(&before);
+        let client = if moved { Arc::new(client) } else { before };
         let id = leased.id;
         let over = leased.ends_at.is_some_and(|it| it <= now() + EARLY);
-        let Some(again) = self.again.as_ref().filter(|_| over) else {
-            return Ok(Leased { credentials: agent::claim(&self.client, id)?, ..leased });
+        let Some(again) = self.again.as_ref().filter(|_| over || moved) else {
+            let credentials = agent::claim(&client, id)?;
+            return Ok((Leased { credentials, ..leased }, client));
         };
         // What somebody stopped is not asked for anew.
-        let lease: Lease = self.client.get(&format!("/v1/leases/{id}"), &[])?;
+        let lease: Lease = client.get(&format!("/v1/leases/{id}"), &[])?;
         match lease.state {
             LeaseState::Approved | LeaseState::Issued | LeaseState::Expired => {
-                agent::delivered(&self.client, agent::ask(&self.client, again)?)
+                Ok((agent::delivered(&client, agent::ask(&client, again)?)?, client))
             }
             _ => Err(Failure::lease(lease)),
         }

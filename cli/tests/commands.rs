@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
@@ -376,11 +377,15 @@ struct Running {
 
 impl Running {
     fn start(url: &str, script: &str) -> Self {
+        Self::with(url, script, ("BROKER_TOKEN", "agent-token".as_ref()))
+    }
+
+    fn with(url: &str, script: &str, (name, token): (&str, &Path)) -> Self {
         let home = TempDir::new().unwrap();
         let script = format!("env; echo READY; {script}");
         let args = ["exec", "--scope", "s", "--task", "OPS-7", "--", "sh", "-c", &script];
         let mut child = broker(url, home.path(), &args)
-            .env("BROKER_TOKEN", "agent-token")
+            .env(name, token)
             .env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/of/another")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -541,6 +546,29 @@ fn a_window_that_is_over_is_asked_for_again_in_the_same_words_unless_somebody_en
     let output = running.end();
     assert!(err(&output).contains("broker: no new credentials: "), "{}", err(&output));
     assert_eq!(seen.lock().unwrap().len(), 2, "nobody asked for another");
+}
+
+#[test]
+fn the_token_of_the_next_task_renews_what_the_last_one_got_but_for_what_somebody_stopped() {
+    for (state, given) in [("expired", true), ("issued", true), ("revoked", false)] {
+        let (url, seen) = serve(move |before, request| match (before, request.line.as_str()) {
+            (0, _) => Answer::Json(201, unsigned(1, 4, 60)),
+            (_, "POST /v1/leases") => Answer::Json(201, unsigned(2, 60, 60)),
+            _ => Answer::Json(200, lease(state)),
+        });
+        let dir = TempDir::new().unwrap();
+        let token = dir.path().join("token");
+        std::fs::write(&token, "first").unwrap();
+        let running = Running::with(&url, "cat", ("BROKER_TOKEN_FILE", &token));
+        std::fs::write(&token, "second").unwrap();
+        assert_eq!(running.get().0 == 200, given, "{state}");
+        assert_exit(&running.end(), 0);
+        let seen = seen.lock().unwrap();
+        let tokens: Vec<_> = seen.iter().map(|it| it.headers["authorization"].as_str()).collect();
+        let asked = ["Bearer first", "Bearer second", "Bearer second"];
+        assert_eq!(tokens, asked[..if given { 3 } else { 2 }], "{state}");
+        assert_eq!(seen[1].line, format!("GET /v1/leases/{ID}"));
+    }
 }
 
 #[test]
@@ -708,6 +736,7 @@ fn a_profile_is_written_beside_what_others_wrote_and_holds_no_token() {
     }
     std::fs::write(aws.join("credentials"), "[keys]\naws_access_key_id = AKIA\n").unwrap();
     assert_exit(&profile(&["add", "keys", "--scope", "s"]), 2);
+    assert_exit(&profile(&["add", "keys", "--scope", "s", "--force"]), 2);
     assert_exit(&profile(&["add", "other", "--scope", "s", "--force"]), 0);
     assert!(!text().contains("region=x") && text().starts_with("# mine\r\n"), "{}", text());
 
@@ -1228,6 +1257,22 @@ impl Desk {
         std::fs::write(config.join("config.toml"), format!("key = \"{}\"\n", self.key)).unwrap();
         self.command(env!("CARGO_BIN_EXE_broker")).args(args).output().unwrap()
     }
+}
+
+#[test]
+fn who_is_not_trusted_is_asked_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            count.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.unwrap().write_all(b"this is no TLS");
+        }
+    });
+    assert_exit(&run(&url, &["lease", "--scope", "s"]), 7);
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
 }
 
 #[test]

@@ -605,13 +605,16 @@ fn keys_of_a_brokers_server_are_found_where_its_configuration_says() {
     let machine = Machine::new();
     machine.write(
         "project/config/broker.toml",
-        "instance_key = \"k/own.pem\"\n[log]\nkey = \"log.pem\"\n",
+        "instance_key = \"k/own.pem\"\nformer_instance_keys = [\"k/old.pem\"]\n[log]\nkey = \"log.pem\"\n",
     );
     assert_eq!(machine.doctor(&[]), vec![]);
-    ssh_keygen(&machine.path("project/config/k/own.pem"), "", "ed25519");
     let expected =
         [found("broker-server-file", "critical"), found("project-private-key", "medium")].concat();
-    assert_eq!(machine.doctor(&[]), expected);
+    for key in ["project/config/k/own.pem", "project/config/k/old.pem"] {
+        ssh_keygen(&machine.path(key), "", "ed25519");
+        assert_eq!(machine.doctor(&[]), expected, "{key}");
+        std::fs::remove_file(machine.path(key)).unwrap();
+    }
 }
 
 #[test]

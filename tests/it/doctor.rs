@@ -775,6 +775,18 @@ async fn an_instance_key_that_anybody_here_can_read() {
 }
 
 #[tokio::test]
+async fn a_key_of_before_that_anybody_here_can_read() {
+    let mut site = Site::new().await;
+    let before = site.dir.path().join("instance-before.pem");
+    std::fs::copy(site.dir.path().join("instance.pem"), &before).unwrap();
+    site.config.settings.former_instance_keys.push(before.clone());
+    mode(&before, 0o600);
+    site.finds(&[]).await;
+    mode(&before, 0o640);
+    site.finds(&["file-open"]).await;
+}
+
+#[tokio::test]
 async fn a_logs_key_that_anybody_here_can_read() {
     let site = Site::new().await;
     mode(&site.dir.path().join("log.pem"), 0o604);

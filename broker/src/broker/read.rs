@@ -222,6 +222,12 @@ fn with_next(mut lease: wire::Lease) -> wire::Lease {
         }
         LeaseState::Approved => Some(format!("Use it with `broker exec --lease {id} -- CMD`.")),
         LeaseState::Issued | LeaseState::Denied => None,
+        LeaseState::Refused => Some(format!(
+            "`broker show {id}` has the signer's reason; answer that before asking again."
+        )),
+        LeaseState::Revoked => {
+            Some("Ask the sponsor why it was revoked; then go on, or not.".to_owned())
+        }
         _ => Some("Ask for a new lease if the task still needs one.".to_owned()),
     };
     lease

@@ -82,7 +82,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "file-open",
         severity: Severity::Critical,
-        wants: "the instance key, the log's key and the file of AWS credentials are for their owner alone",
+        wants: "the instance key, those of before, the log's key and the file of AWS credentials are for their owner alone",
         gains: "anybody on this host makes tokens of any agent, signs another story, or is the minter",
         fix: "chmod 600 FILE, then make new keys: others could read these",
         run: file_open,
@@ -100,7 +100,7 @@ pub(super) const CHECKS: &[Check] = &[
         severity: Severity::Low,
         wants: "the instance key is not older than a year",
         gains: "a copy that was taken at any time since then still makes tokens",
-        fix: "make a new one (docs/operate.md); tasks have to be started anew",
+        fix: "make a new one, and keep the old one in former_instance_keys until its tokens have ended (docs/workloads.md)",
         run: instance_key_old,
     },
     Check {

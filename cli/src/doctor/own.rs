@@ -116,9 +116,12 @@ fn named_files(text: &str) -> Vec<String> {
         table.get(name).and_then(toml::Value::as_str).map(str::to_owned)
     };
     let inner = |table_name: &str, name: &str| of(table.get(table_name)?.as_table()?, name);
+    let former = table.get("former_instance_keys").and_then(toml::Value::as_array);
+    let former = former.into_iter().flatten().filter_map(|it| it.as_str().map(str::to_owned));
     [of(&table, "instance_key"), inner("log", "key"), inner("aws", "credentials_file")]
         .into_iter()
         .flatten()
+        .chain(former)
         .collect()
 }
 

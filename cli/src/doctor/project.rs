@@ -350,7 +350,7 @@ impl Notes {
     fn enter(&mut self, waiting: &mut Vec<(PathBuf, usize)>, path: PathBuf, depth: usize) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // What git keeps there is compressed; the rest of its folder may hold whatever somebody put there.
-        if matches!(name.as_str(), "objects" | "lfs") && in_git(&path) {
+        if name == "objects" && in_git(&path) {
             return;
         }
         if LEFT_OUT.contains(&name.as_str()) {
