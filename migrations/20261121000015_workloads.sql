@@ -64,6 +64,9 @@ declare
     known public.task;
     locked boolean;
 begin
+    if expires_at > at + interval '1 day' then
+        raise exception 'a task of a workload lasts a day at most' using errcode = 'integrity_constraint_violation';
+    end if;
     -- Of the same token that comes twice at once, and of tokens beyond the budget, one is first: that takes the sponsor's lock, for
     -- which every request of their agents waits. So who comes again, or too often, is found out without it.
     foreach locked in array array[false, true] loop
@@ -128,3 +131,12 @@ comment on column tasks.actor_unknown is 'somebody set it off, and nobody knows 
 comment on column tasks.claims is 'what the workload''s token said, as far as the configuration keeps it';
 
 grant select on tasks to broker_ops;
+
+-- What a lease was judged by has this too.
+create or replace view rulesets as
+    select r.sha256, r.first_in_force_at, c.doc ->> 'scopes' as scopes, c.doc -> 'policies' as policies, c.doc -> 'home' as home,
+           c.doc ->> 'action_table' as action_table, (c.doc ->> 'software_keys')::boolean as software_keys,
+           coalesce(c.doc -> 'issuers', '[]') as issuers
+      from ruleset r, lateral (select convert_from(r.content, 'UTF8')::jsonb as doc) c;
+
+comment on column rulesets.issuers is 'whose word counted for what a workload is: [[issuers]] of broker.toml';

@@ -534,6 +534,9 @@ struct Ruleset<'a> {
     /// SHA-256 of the table of actions, in hex.
     action_table: &'static str,
     software_keys: bool,
+    /// Who comes as which agent without a sponsor's signature, and who is taken for having set it off.
+    #[serde(skip_serializing_if = "<[Issuer]>::is_empty")]
+    issuers: &'a [Issuer],
 }
 
 impl Config {
@@ -587,6 +590,7 @@ impl Config {
             principals: &own,
             action_table: actions::sha256(),
             software_keys,
+            issuers: &settings.issuers,
         })
         .expect("texts serialize");
         let sha256 = sha256_hex(&ruleset);

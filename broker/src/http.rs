@@ -557,7 +557,7 @@ impl FromRequestParts<Arc<Broker>> for Authenticated {
 
     async fn from_request_parts(parts: &mut Parts, broker: &Arc<Broker>) -> Result<Self> {
         let value = parts.headers.get(header::AUTHORIZATION).and_then(|it| it.to_str().ok());
-        match broker.tokens.authenticate(value, broker.clock.now()) {
+        match broker.authenticate(value) {
             Ok(caller) => Ok(Self(caller)),
             Err(error) => {
                 broker.refuse_token(&error).await;

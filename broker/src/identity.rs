@@ -102,6 +102,9 @@ pub enum TokenError {
         /// Whom we had made it for; nobody for a nonce.
         claimed: Option<Box<Caller>>,
     },
+    /// A workload's, which the configuration does not have any more.
+    #[error("of a workload that is not configured any more")]
+    NotMapped { claimed: Box<Caller> },
     #[error("not valid: {0}")]
     Invalid(#[from] jsonwebtoken::errors::Error),
 }
@@ -114,6 +117,7 @@ impl TokenError {
             Self::TooLong => "too-long",
             Self::OtherKind => "other-kind",
             Self::Expired { .. } => "expired",
+            Self::NotMapped { .. } => "not-mapped",
             Self::Invalid(error) => match error.kind() {
                 ErrorKind::InvalidSignature => "bad-signature",
                 ErrorKind::InvalidIssuer | ErrorKind::InvalidAudience => "other-broker",
@@ -126,6 +130,7 @@ impl TokenError {
     pub fn claimed(&self) -> Option<&Caller> {
         match self {
             Self::Expired { claimed } => claimed.as_deref(),
+            Self::NotMapped { claimed } => Some(claimed),
             _ => None,
         }
     }
@@ -381,7 +386,9 @@ impl Tokens {
             return Err(TokenError::OtherKind);
         }
         let named = header.kid.as_deref();
-        let key = self.keys().find(|it| Some(it.id.as_str()) == named);
+        // Keys of before are for tasks that began then. Sessions of people, and nonces, are soon made anew.
+        let keys = self.keys().take(if kind == TASK { usize::MAX } else { 1 });
+        let key = { keys }.find(|it| Some(it.id.as_str()) == named);
         let key =
             key.ok_or_else(|| jsonwebtoken::errors::Error::from(ErrorKind::InvalidSignature))?;
         let mut validation = Validation::new(Algorithm::EdDSA);
@@ -455,6 +462,17 @@ mod tests {
             tokens.check_nonce(login.expose_secret(), NOW),
             Err(TokenError::OtherKind)
         ));
+    }
+
+    #[test]
+    fn a_key_of_before_is_good_for_tasks_alone() {
+        let (before, mut now) = (tokens("https://a.example"), tokens("https://a.example"));
+        let (login, nonce) = (before.login_token("bob", NOW).0, before.login_nonce(NOW).0);
+        let task = task(&before);
+        now.former.push(before.key);
+        assert!(matches!(bearer(&now, &task, NOW), Ok(Caller::Agent(_))));
+        assert!(matches!(bearer(&now, login.expose_secret(), NOW), Err(TokenError::Invalid(_))));
+        assert!(matches!(now.check_nonce(&nonce, NOW), Err(TokenError::Invalid(_))));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 use time::Duration;
 
 /// A span of whole seconds, written `15m` or `8h`.
@@ -18,6 +18,12 @@ impl Span {
 
     pub fn std(self) -> std::time::Duration {
         self.0.unsigned_abs()
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
     }
 }
 

@@ -41,7 +41,7 @@ pub use self::claim::{
 pub use self::exchange::{StartedWorkload, WorkloadTask, start_workload_task};
 pub use self::look::{CATALOG, look, newest_migration};
 pub use self::people::{Enrolled, admin, bootstrap_is_over, enrol, everybody, running_task};
-pub use self::read::{Find, Person, Viewer, active_person, find, statement, task_is_live};
+pub use self::read::{Find, Person, Viewer, active_person, find, origin, statement, task_is_live};
 pub use self::recover::{Voided, next_epoch, roles_of_leases, void_everything};
 pub use self::request::{
     LastApproved, NewLease, NewOutcome, Opened, Terms, by_idempotency_key, eligible_signers,

@@ -579,11 +579,11 @@ impl Pod {
     /// Runs a container's command with its variables.
     async fn container(&self, it: &Value) -> Output {
         // What else the machine has is not the pod's.
-        let script = self.script(it).replace("[ $? -eq 4 ]", "[ $? -le 4 ]");
+        let script = Self::script(it).replace("[ $? -eq 4 ]", "[ $? -le 4 ]");
         self.stage.sh("pod", &script).await
     }
 
-    fn script(&self, it: &Value) -> String {
+    fn script(it: &Value) -> String {
         let mut script = String::new();
         for variable in it["env"].as_array().expect("variables") {
             let part = |name: &str| variable[name].as_str().expect("text");
@@ -637,7 +637,7 @@ async fn the_guide_of_kubernetes_does_what_it_says_with_a_stand_in_for_the_clust
     let leases = "select count(*) from lease_history";
     let before = pod.stage.count(leases).await;
     let key = "export AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE AWS_SECRET_ACCESS_KEY=x";
-    let stopped = pod.stage.sh("pod", &format!("({key}\n{})", pod.script(agent))).await;
+    let stopped = pod.stage.sh("pod", &format!("({key}\n{})", Pod::script(agent))).await;
     assert!(!stopped.status.success(), "{stopped:#?}");
     assert_eq!(pod.stage.count(leases).await, before, "{stopped:#?}");
     for block in blocks(&page("kubernetes.md")).expect("a page") {

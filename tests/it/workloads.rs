@@ -389,6 +389,90 @@ async fn who_comes_again_or_too_often_makes_nobody_wait() {
     assert_eq!(told, 1);
 }
 
+#[tokio::test]
+async fn rules_on_signing_and_on_stopping_see_what_the_workloads_token_said() {
+    let stage = Stage::new().await;
+    let token = stage.task_token(&stage.claims()).await;
+    let ask = async || stage.lease(&token, production_write()).await.id();
+    let (early, late, kept) = (ask().await, ask().await, ask().await);
+    let carol = &stage.broker.carol;
+    assert_eq!(stage.broker.approve(early, carol).await.status, StatusCode::OK);
+    let rules = format!(
+        "@id(\"not-this-run\") forbid (principal is Person, action == Action::\"sign\", resource is Scope)
+         when {{ context.agent.hasTag(\"run_id\") && context.agent.getTag(\"run_id\") == \"1234\" }};
+         @id(\"no-stopping\") forbid (principal is Agent, action == Action::\"revoke\", resource is Scope)
+         when {{ principal.issuer == \"{}\" && principal has actor && principal.hasTag(\"repository\") }};",
+        stage.issuer.name
+    );
+    let revoke = async |broker: &TestBroker| {
+        let (path, body) = (format!("/v1/leases/{kept}/revoke"), json!({ "reason": "r" }));
+        broker.send(Method::POST, &path, Some(&token), &[], Some(body)).await
+    };
+    std::fs::write(stage.broker.config_dir.path().join("policies/more.cedar"), rules).unwrap();
+    let strict = stage.broker.replica(stage.sts.options()).await;
+    assert_eq!(strict.approve(late, carol).await.reason(), "forbidden-by-rule");
+    let path = format!("/v1/leases/{early}/credentials");
+    let claim = strict.send(Method::POST, &path, Some(&token), &[], None).await;
+    assert_eq!((claim.problem(), claim.reason()), ("/problems/denied", "no-longer"));
+    assert_eq!(revoke(&strict).await.problem(), "/problems/denied");
+    assert_eq!(revoke(&stage.broker).await.status, StatusCode::OK, "without that rule it may");
+}
+
+#[tokio::test]
+async fn what_the_configuration_takes_back_is_taken_from_tasks_that_began_before() {
+    let stage = Stage::new().await;
+    let token = stage.task_token(&stage.claims()).await;
+    let file = stage.broker.config_dir.path().join("broker.toml");
+    let before = std::fs::read_to_string(&file).unwrap();
+    for (there, instead) in [
+        (stage.issuer.name.as_str(), "https://elsewhere.example"),
+        ("agent = \"shop-ci\"", "agent = \"other\""),
+        ("sponsor = \"alice\"", "sponsor = \"dave\""),
+        ("583231 = \"bob\", ", ""),
+    ] {
+        assert!(before.contains(there), "{there}");
+        std::fs::write(&file, before.replace(there, instead)).unwrap();
+        let replica = stage.broker.replica(stage.sts.options()).await;
+        let answer = replica.send(Method::GET, "/v1/whoami", Some(&token), &[], None).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{there}: {}", answer.body);
+    }
+    std::fs::write(&file, before).unwrap();
+    let replica = stage.broker.replica(stage.sts.options()).await;
+    let answer = replica.send(Method::GET, "/v1/whoami", Some(&token), &[], None).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    let told = "select count(*) from event where type = 'auth.rejected' and actor = 'agent:shop-ci' and doc #>> '{data,detail,reason}' = 'not-mapped'";
+    assert_eq!(stage.row::<(i64,)>(told).await, (4,));
+}
+
+#[tokio::test]
+async fn the_record_has_whose_word_counted() {
+    let stage = Stage::new().await;
+    let token = stage.task_token(&stage.claims()).await;
+    let id = stage.lease(&token, json!({ "scope": "staging-rw" })).await.id();
+    let sql = "select r.issuers from rulesets r join lease_history l on l.rules_sha256 = r.sha256 where l.id = $1";
+    let issuers: Value =
+        sqlx::query_scalar(sql).bind(id.0).fetch_one(&stage.broker.database.owner).await.unwrap();
+    assert_eq!(issuers[0]["issuer"], json!(stage.issuer.name));
+    assert_eq!(issuers[0]["actors"]["583231"], "bob");
+    assert_eq!(issuers[0]["workloads"][0]["where"], json!({ "event_name": "push" }));
+}
+
+#[tokio::test]
+async fn the_servers_login_starts_no_task_of_a_workload_for_longer_than_a_day() {
+    let stage = Stage::new().await;
+    let start = async |hours: i32| {
+        let sql = format!(
+            "select start_workload_task(id => gen_random_uuid(), agent => 'a', sponsor => 'alice', task => 't', issuer => 'i', subject => 's',
+                token_sha256 => sha256('{hours}'), actor => null, actor_unknown => false, claims => '{{}}', at => now(),
+                expires_at => now() + interval '{hours} hours', most => 100, event => null)"
+        );
+        let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(stage.broker.pool()).await;
+        done.expect_err("there is no event").to_string()
+    };
+    assert!(start(25).await.contains("a day at most"));
+    assert!(!start(24).await.contains("a day at most"));
+}
+
 // --- what an attacker would send
 
 #[tokio::test]

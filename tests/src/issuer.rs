@@ -165,6 +165,7 @@ impl FakeIssuer {
             "actor_id": "583231",
             "repository": "acme/shop",
             "run_id": "1234",
+            "run_attempt": "1",
             "event_name": "push",
         })
     }
@@ -178,6 +179,8 @@ impl FakeIssuer {
     pub fn settings(&self, more: &str) -> String {
         let Self { name, jwks_uri, .. } = self;
         let algorithm = format!("{:?}", self.key.algorithm);
+        let first =
+            if more.contains("actor_where") { "" } else { "actor_where = { run_attempt = \"1\" }" };
         format!(
             r#"
 [[issuers]]
@@ -186,6 +189,7 @@ algorithms = ["{algorithm}"]
 jwks_uri = "{jwks_uri}"
 actor_claim = "actor_id"
 actors = {{ 583231 = "bob", 1 = "alice", 2 = "nobody-here" }}
+{first}
 {more}
 [[issuers.workloads]]
 subject = "repo:acme/shop:ref:refs/heads/*"

@@ -9,6 +9,7 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::refuse::{Refusal, Whom};
+use super::sign::agent_of;
 use super::{Broker, Delivered};
 use crate::audit::EventType;
 use crate::aws::Minted;
@@ -60,7 +61,7 @@ impl Broker {
                     enrolled.insert(approval.fingerprint.as_str());
                 }
             }
-            self.check_approvals(claimable, &enrolled, groups.as_deref(), now)?
+            self.check_approvals(claimable, &enrolled, agent, groups.as_deref(), now)?
         } else {
             Grant {
                 actions: lease.actions.clone(),
@@ -188,6 +189,7 @@ impl Broker {
         &self,
         claimable: &Claimable,
         enrolled: &HashSet<&str>,
+        agent: &Agent,
         sponsor_groups: Option<&[String]>,
         now: OffsetDateTime,
     ) -> Result<Grant> {
@@ -217,10 +219,11 @@ impl Broker {
                 let person = PersonFacts { handle: &approval.person, groups: &approval.groups };
                 let (approve, assurance) = (lease::Decision::Approve, approval.key.assurance);
                 // As of when they signed: office hours are not over because the agent claims late.
+                let agent = agent_of(&terms, sponsor_groups, &agent.origin.claims);
                 match self.rule_on_signing(
                     person,
-                    &terms,
-                    sponsor_groups,
+                    &terms.scope,
+                    agent,
                     approve,
                     assurance,
                     approval.signed_at,

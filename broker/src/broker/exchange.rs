@@ -10,13 +10,23 @@ use super::refuse::{Refusal, Whom};
 use crate::audit::{Actor, EventType, Subject};
 use crate::error::{Error, Result};
 use crate::identity::issuers::{Disbelieved, Vouched};
-use crate::identity::{Agent, Origin, TaskGrant};
+use crate::identity::{Agent, Caller, Origin, TaskGrant, TokenError};
 use crate::lease::{Budgeted, Whose};
 use crate::store::{self, Exceeded, WorkloadTask};
 use crate::wire;
 use crate::workload::{SetOff, Workload, WorkloadError};
 
 impl Broker {
+    /// Whose token this is. What the configuration takes back, it takes back from those who have it.
+    pub fn authenticate(&self, header: Option<&str>) -> std::result::Result<Caller, TokenError> {
+        match self.tokens.authenticate(header, self.clock.now())? {
+            Caller::Agent(agent) if !self.config.issuers.vouch_for(&agent) => {
+                Err(TokenError::NotMapped { claimed: Box::new(Caller::Agent(agent)) })
+            }
+            caller => Ok(caller),
+        }
+    }
+
     /// Starts the task of a workload that proves who it is, and gives it the task's token. The same token again is the same
     /// task, where it may come again; and never another.
     pub async fn exchange(&self, request: &wire::TokenRequest) -> Result<wire::IssuedToken> {

@@ -186,7 +186,11 @@ impl Refusals {
         };
         there.count += 1;
         there.since.get_or_insert(at);
-        there.last = refusal;
+        let before = std::mem::replace(&mut there.last, refusal);
+        // Of several: who they were is not who the last one was.
+        if 1 < there.count && before.detail.get("subject") != there.last.detail.get("subject") {
+            there.last.detail["subject"] = Value::Null;
+        }
         if !is_over(there.from, at) {
             return None;
         }
@@ -416,6 +420,25 @@ mod tests {
         assert_eq!(told(note(200)), [(1, false)]);
         assert_eq!(told(note(201)), []);
         assert_eq!(told(note(262)), [(2, true)]);
+    }
+
+    #[test]
+    fn a_count_of_several_subjects_names_none_of_them() {
+        let refusals = Refusals::default();
+        let note = |subject: &str, second| {
+            let it = refusal(Whom::Nobody, "not-mapped", Duration::seconds(second));
+            refusals.note(Refusal { detail: json!({ "subject": subject }), ..it })
+        };
+        let subject = |telling: &Telling| telling.last.detail["subject"].clone();
+        assert_eq!(note("a", 0).iter().map(subject).collect::<Vec<_>>(), ["a"]);
+        assert!(note("a", 1).is_none() && note("a", 2).is_none());
+        let same = refusals.due(NOW + Duration::MINUTE, false);
+        assert_eq!(same.iter().map(subject).collect::<Vec<_>>(), ["a"]);
+        for (at, who) in ["b", "b", "c", "b"].into_iter().enumerate() {
+            assert!(note(who, 61 + i64::try_from(at).unwrap()).is_none());
+        }
+        let several = refusals.due(NOW + Duration::seconds(180), false);
+        assert_eq!(several.iter().map(subject).collect::<Vec<_>>(), [Value::Null]);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The human's path: signatures over statements, and logins.
 
+use std::collections::BTreeMap;
+
 use secrecy::ExposeSecret;
 use serde_json::json;
 use time::OffsetDateTime;
 
+use super::Broker;
 use super::refuse::Refusal;
-use super::{Broker, NO_CLAIMS};
 use crate::approval::check_enrolment;
 use crate::audit::{Actor, EventType, Subject};
 use crate::error::{Error, Result};
@@ -92,7 +94,8 @@ impl Broker {
         let facts = PersonFacts { handle: person, groups: &holder.groups };
         let groups = self.sponsor_groups(&terms.sponsor).await?;
         let (decision, assurance) = (request.decision, holder.key.assurance);
-        match self.rule_on_signing(facts, terms, groups.as_deref(), decision, assurance, now) {
+        let agent = agent_of(terms, groups.as_deref(), &signable.claims);
+        match self.rule_on_signing(facts, &terms.scope, agent, decision, assurance, now) {
             Ruling::Allow { by: decided_by } => {
                 Ok(Ok(Counting { holder, fingerprint, touch, decided_by }))
             }
@@ -146,28 +149,18 @@ impl Broker {
         Ok(good && whole)
     }
 
-    /// Whether the rules let this person decide about the lease that `terms` are of.
+    /// Whether the rules let this person decide about a lease of `agent`, whose sponsor is there.
     pub(super) fn rule_on_signing(
         &self,
         person: PersonFacts<'_>,
-        terms: &LeaseTerms,
-        sponsor_groups: Option<&[String]>,
+        scope: &str,
+        agent: Option<AgentFacts<'_>>,
         decision: lease::Decision,
         assurance: Assurance,
         at: OffsetDateTime,
     ) -> Ruling {
-        let (Some(scope), Some(sponsor_groups)) =
-            (self.config.catalogue.scope(&terms.scope), sponsor_groups)
-        else {
+        let (Some(scope), Some(agent)) = (self.config.catalogue.scope(scope), agent) else {
             return Ruling::Deny { by: Vec::new() };
-        };
-        let agent = AgentFacts {
-            name: &terms.agent.name,
-            sponsor: &terms.sponsor,
-            sponsor_groups,
-            issuer: &terms.agent.issuer,
-            actor: terms.actor.as_deref(),
-            claims: NO_CLAIMS,
         };
         let act = Act::Sign { scope, decision, agent, assurance };
         self.config.policy.rule(Who::Person(person), &act, at)
@@ -318,4 +311,20 @@ fn standing(signable: &store::Signable, person: &str) -> Option<Rejection> {
         LeaseState::Lapsed => Some(Rejection::TooLate),
         _ => Some(Rejection::NotPending),
     }
+}
+
+/// The agent whose lease `terms` are of, unless its sponsor is gone: as the statement names it, with its task's `claims`.
+pub(super) fn agent_of<'a>(
+    terms: &'a LeaseTerms,
+    sponsor_groups: Option<&'a [String]>,
+    claims: &'a BTreeMap<String, String>,
+) -> Option<AgentFacts<'a>> {
+    Some(AgentFacts {
+        name: &terms.agent.name,
+        sponsor: &terms.sponsor,
+        sponsor_groups: sponsor_groups?,
+        issuer: &terms.agent.issuer,
+        actor: terms.actor.as_deref(),
+        claims,
+    })
 }

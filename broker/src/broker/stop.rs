@@ -42,7 +42,13 @@ impl Broker {
             }
         };
         let groups = self.groups_of(&lease.sponsor).await?;
-        let agent = self.agent_facts(&lease.agent, &lease.sponsor, &groups);
+        let origin = store::origin(&self.pool, id).await?;
+        let agent = AgentFacts {
+            issuer: origin.issuer.as_deref().unwrap_or(&self.config.settings.origin),
+            actor: origin.actor.as_deref(),
+            claims: &origin.claims,
+            ..self.agent_facts(&lease.agent, &lease.sponsor, &groups)
+        };
         let rule = |act: &Act<'_>| {
             let who = match &who {
                 Some(it) => Who::Person(PersonFacts { handle: &it.handle, groups: &it.groups }),

@@ -151,6 +151,15 @@ impl Case {
             ActName::Revoke => {
                 Act::Revoke { scope: self.scope(config)?, agent: self.agent(config)? }
             }
+            // Of an agent's name alone, or of what begins by a sponsor's signature, the server knows none of these.
+            ActName::Freeze | ActName::Thaw | ActName::StartTask
+                if self.issuer.is_some() || self.actor.is_some() || !self.claims.is_empty() =>
+            {
+                return Err(
+                    "`issuer`, `actor` and `claims` go with `request`, `sign` and `revoke`"
+                        .to_owned(),
+                );
+            }
             ActName::Freeze => Act::Freeze(self.target(config)?),
             ActName::Thaw => Act::Thaw(self.target(config)?),
             ActName::StartTask => Act::StartTask {

@@ -5,6 +5,7 @@ use std::path::Path;
 use time::OffsetDateTime;
 
 use super::jwks::{Jwks, Source};
+use super::{Agent, Origin};
 use crate::workload::issuer::Issuer;
 use crate::workload::{Workload, WorkloadError, read};
 
@@ -52,6 +53,19 @@ impl Issuers {
             Ok((issuer.clone(), Jwks::new(source)))
         };
         issuers.iter().map(load).collect::<Result<_, String>>().map(Self)
+    }
+
+    /// Whether a task that a workload's token started would still be this agent's, of this sponsor, and set off by somebody known.
+    pub fn vouch_for(&self, agent: &Agent) -> bool {
+        let Origin { issuer: Some(issuer), actor, .. } = &agent.origin else { return true };
+        self.0.iter().any(|(it, _)| {
+            it.issuer == *issuer
+                && it
+                    .workloads
+                    .iter()
+                    .any(|it| it.agent == agent.name && it.sponsor == agent.sponsor)
+                && actor.as_ref().is_none_or(|actor| it.actors.values().any(|it| it == actor))
+        })
     }
 
     /// Which workload this token is of. `origin` is the audience of issuers that name no other.

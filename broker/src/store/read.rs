@@ -1,11 +1,13 @@
 //! Who may see which lease, and what they see.
 
+use std::collections::BTreeMap;
+
 use sqlx::PgPool;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
 use super::{Result, word};
-use crate::identity::Agent;
+use crate::identity::{Agent, Origin};
 use crate::lease::{LeaseId, LeaseState, Tier};
 use crate::{statement, wire};
 
@@ -39,6 +41,21 @@ impl<'a> Find<'a> {
     pub fn by(viewer: Viewer<'a>) -> Self {
         Self { viewer, id: None, state: None, agent: None, after: None, limit: 1 }
     }
+}
+
+/// Where the task of a lease comes from.
+pub async fn origin(pool: &PgPool, id: LeaseId) -> Result<Origin> {
+    let row = sqlx::query!(
+        r#"
+        select t.issuer, t.actor, t.actor_unknown, t.claims as "claims: Json<BTreeMap<String, String>>"
+          from lease l join task t on t.id = l.task_id where l.id = $1
+        "#,
+        id.0
+    )
+    .fetch_one(pool)
+    .await?;
+    let claims = row.claims.map(|it| it.0).unwrap_or_default();
+    Ok(Origin { issuer: row.issuer, actor: row.actor, actor_unknown: row.actor_unknown, claims })
 }
 
 pub async fn find(pool: &PgPool, find: Find<'_>) -> Result<Vec<wire::Lease>> {

@@ -1,6 +1,9 @@
 //! Keys, signatures, logins, and what ends a request before it is claimed.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
+use sqlx::types::Json;
 use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -61,6 +64,8 @@ pub struct Signable {
     pub agent: String,
     pub sponsor: String,
     pub statement: Vec<u8>,
+    /// What its task's token says that rules may ask for.
+    pub claims: BTreeMap<String, String>,
     /// Everybody who has decided.
     pub decided: Vec<String>,
 }
@@ -81,9 +86,9 @@ impl Signable {
 pub async fn signable(pool: &PgPool, id: LeaseId) -> Result<Option<Signable>> {
     let row = sqlx::query!(
         r#"
-        select l.state, l.scope, l.agent, l.sponsor, s.bytes,
+        select l.state, l.scope, l.agent, l.sponsor, s.bytes, t.claims as "claims: Json<BTreeMap<String, String>>",
                array (select g.person from signature g where g.lease_id = l.id) as "decided!"
-          from lease l join statement s on s.lease_id = l.id where l.id = $1
+          from lease l join statement s on s.lease_id = l.id join task t on t.id = l.task_id where l.id = $1
         "#,
         id.0
     )
@@ -96,6 +101,7 @@ pub async fn signable(pool: &PgPool, id: LeaseId) -> Result<Option<Signable>> {
             agent: it.agent,
             sponsor: it.sponsor,
             statement: it.bytes,
+            claims: it.claims.map(|it| it.0).unwrap_or_default(),
             decided: it.decided,
         })
     })

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use time::Duration;
 
 use super::pattern::Pattern;
 use crate::span::Span;
 use crate::statement::act::{is_line, is_name};
 
-const GITHUB: &str = "https://token.actions.githubusercontent.com";
+/// What GitHub calls who set a run off, at whatever address: its own, an enterprise's, or a server of one's own.
+const GITHUB_ACTOR: [&str; 2] = ["actor", "actor_id"];
 
 /// An issuer of workloads' tokens: Kubernetes, GitHub Actions, GitLab, SPIFFE.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Issuer {
     /// As the tokens' `iss` has it, to the letter.
@@ -49,7 +50,7 @@ pub struct Issuer {
 }
 
 /// Which of an issuer's workloads are which agent.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
     /// What its `sub` is.
@@ -74,7 +75,7 @@ pub struct Workload {
 }
 
 /// Who is taken for having set a workload off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SetsOff {
     /// Whom `actor_claim` names. Nobody that is known, if it names nobody: then no signed scope.
@@ -85,7 +86,7 @@ pub enum SetsOff {
 }
 
 /// Signature algorithms with a public key (RFC 7518, RFC 8037). Those with a shared secret and `none` have no name here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PublicAlgorithm {
     RS256,
     RS384,
@@ -145,10 +146,9 @@ impl Issuer {
         if self.actor_claim.is_none() && !self.actors.is_empty() {
             return Err(at("`actors` needs `actor_claim`, the claim that names them".into()));
         }
-        if name == GITHUB
-            && self.actor_claim.is_some()
-            && !self.actor_where.contains_key("run_attempt")
-        {
+        let by_github = self.actor_claim.as_ref().is_some_and(|it| GITHUB_ACTOR.contains(&&**it));
+        let first = self.actor_where.get("run_attempt").is_some_and(|it| it.as_str() == "1");
+        if by_github && !first {
             return Err(at("the actor of a run that somebody else runs again is still who set off the first one, who then could sign for it: write `actor_where = { run_attempt = \"1\" }`".into()));
         }
         if self.workloads.is_empty() {
@@ -196,4 +196,48 @@ fn is_trusted_url(url: &str) -> bool {
     }
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
     scheme == "https" || scheme == "http" && matches!(host, "localhost" | "127.0.0.1" | "[::1]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_names_an_actor_as_github_does_wants_the_first_attempt_alone() {
+        let valid = |issuer: &str, claim: &str, first: &str| {
+            let text = format!(
+                r#"
+issuer = "{issuer}"
+algorithms = ["RS256"]
+jwks_uri = "{issuer}/jwks"
+actor_claim = "{claim}"
+actors = {{ 1 = "bob" }}
+{first}
+[[workloads]]
+subject = "repo:acme/shop:ref:refs/heads/main"
+agent = "ci"
+sponsor = "alice"
+"#
+            );
+            let issuer: Issuer = toml::from_str(&text).unwrap();
+            issuer.validate(Span(Duration::hours(8))).is_ok()
+        };
+        for issuer in [
+            "https://token.actions.githubusercontent.com",
+            "https://token.actions.githubusercontent.com/acme",
+            "https://github.acme.example/_services/token",
+        ] {
+            for claim in ["actor", "actor_id"] {
+                assert!(valid(issuer, claim, "actor_where = { run_attempt = \"1\" }"), "{issuer}");
+                for no in [
+                    "",
+                    "actor_where = { run_attempt = \"*\" }",
+                    "actor_where = { run_attempt = \"1*\" }",
+                ] {
+                    assert!(!valid(issuer, claim, no), "{issuer}, {claim}: {no}");
+                }
+            }
+        }
+        assert!(valid("https://gitlab.com", "user_id", ""));
+    }
 }

@@ -2,16 +2,20 @@
 
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Text in which `*` stands for one or more characters, none of them `/` or `:`. It matches a value as a whole, never a part of
 /// it: `repo:acme/*:ref:refs/heads/main` is any repository of acme's, and no branch that somebody called
 /// `x:ref:refs/heads/main`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Pattern(String);
 
 impl Pattern {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     pub fn matches(&self, value: &str) -> bool {
         let (mut pattern, mut rest) = (self.0.as_bytes(), value.as_bytes());
         // Where to go on from when what follows the last `*` does not match: it then stands for one more character.
