@@ -80,7 +80,7 @@ build: setup ## Build broker and brokerd
 .PHONY: fuzz
 fuzz: setup ## Feed the readers of signatures and statements what nobody would send, FUZZ_SECONDS each
 	@RUSTFLAGS="$(FUZZ_FLAGS)" CARGO_TARGET_DIR="$(FUZZ_DIR)" \
-	    cargo build --locked --release --bins --manifest-path fuzz/Cargo.toml --target $(FUZZ_HOST)
+	    cargo build --locked --release --bins --examples --manifest-path fuzz/Cargo.toml --target $(FUZZ_HOST)
 	@for target in $(FUZZ_TARGETS); do \
 	    echo "fuzz: $$target, $(FUZZ_SECONDS) s"; \
 	    mkdir -p "$(FUZZ_DIR)/corpus/$$target" "$(FUZZ_DIR)/found" && log="$(FUZZ_DIR)/$$target.log" && \
