@@ -7,7 +7,7 @@ use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, St
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine;
@@ -21,7 +21,7 @@ use crate::broker::Broker;
 use crate::error::{Error, Result};
 use crate::identity::{self, Caller};
 use crate::lease::{LeaseId, LeaseState};
-use crate::{store, wire};
+use crate::{pages, store, wire};
 
 /// No log is larger: an index is a number of JSON.
 const MAX_LOG_SIZE: u64 = 1 << 53;
@@ -65,6 +65,7 @@ pub fn router(broker: Arc<Broker>) -> Router {
         .route("/readyz", get(readyz))
         .route("/openapi.json", get(openapi))
         .route("/.well-known/jwks.json", get(jwks))
+        .route("/leases/{id}", get(lease_page))
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -129,7 +130,8 @@ async fn refuse_when_behind(State(broker): Server, request: Request, next: Next)
         whoami,
         healthz,
         readyz,
-        jwks
+        jwks,
+        lease_page
     ),
     components(schemas(WithdrawBody))
 )]
@@ -448,6 +450,16 @@ async fn login(
     Body(body): Body<wire::LoginRequest>,
 ) -> Result<Json<wire::LoginSession>> {
     Ok(Json(broker.login(&body).await?))
+}
+
+/// A page that tells people how to sign for a lease. It shows nothing of the lease, nor whether there is one.
+#[utoipa::path(get, path = "/leases/{id}", params(("id" = String, Path)), responses((status = 200, content_type = "text/html", body = String)))]
+async fn lease_page(State(broker): Server, Path(id): Path<LeaseId>) -> impl IntoResponse {
+    let guards = [
+        (header::CONTENT_SECURITY_POLICY, pages::POLICY),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (guards, Html(pages::lease(&broker.config.settings.origin, id)))
 }
 
 /// Exchanges the token of a workload, signed by a trusted issuer, for a task token (RFC 8693).

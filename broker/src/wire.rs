@@ -102,6 +102,9 @@ pub struct Lease {
     /// First 40 bits of the statement's SHA-256; the signer sees the same. What destroys has it for its agent alone, who
     /// tells the signer.
     pub short_code: Option<String>,
+    /// While it waits for signatures: a page that tells people how to give one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
     pub sessions: Vec<Session>,
     /// What to do next, in one sentence, when there is something to do.
     pub next: Option<String>,

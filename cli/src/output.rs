@@ -326,6 +326,7 @@ pub(crate) fn ways(lease: &Lease) -> Vec<String> {
     lines.extend(lease.short_code.iter().map(|code| format!("code      {code}")));
     lines.extend(lease.sign_by.map(|by| format!("sign by   {}", utc(by))));
     lines.push(format!("sign      broker sign {id}   (one of them, with their own key)"));
+    lines.extend(lease.link.iter().map(|it| format!("link      {it}   (for them: how to)")));
     lines.push(format!("resume    broker exec --lease {id} -- COMMAND"));
     lines.push(format!("          broker credentials --lease {id}"));
     lines.push(format!("withdraw  broker withdraw {id}"));
@@ -711,6 +712,7 @@ pub(crate) mod tests {
             eligible_signers: vec!["bob".into(), "carol".into()],
             signatures: vec![],
             short_code: Some("WERC-8GMR".into()),
+            link: None,
             sessions: vec![],
             next: None,
             credentials: Some(credentials()),

@@ -53,6 +53,8 @@ pub(crate) struct Missing {
     pub(crate) sign_by: Option<String>,
     /// What one of them runs, with their own key
     pub(crate) sign_with: Vec<String>,
+    /// A page to send them, which says how to sign
+    pub(crate) link: Option<String>,
 }
 
 impl Refusal {
@@ -139,6 +141,7 @@ impl Missing {
             code: lease.short_code.clone(),
             sign_by: lease.sign_by.map(utc),
             sign_with: command(&["sign", &lease.id.to_string()]),
+            link: lease.link.clone(),
         })
     }
 }

@@ -1,13 +1,15 @@
 //! The whole surface: every documented route without authority, and nothing undocumented.
 
-use axum::http::{Method, StatusCode};
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
 use broker::http::api_document;
 use serde_json::{Value, json};
 use tests::sts::FakeSts;
-use tests::{Answer, TestBroker};
+use tests::{AGENT, Answer, TestBroker};
+use tower::ServiceExt as _;
 
 /// Routes that need no token, with what a caller without any authority gets.
-const OPEN: [(&str, &str, u16); 8] = [
+const OPEN: [(&str, &str, u16); 9] = [
     ("post", "/v1/leases/{id}/signatures", 403),
     ("post", "/v1/statements", 404),
     ("post", "/v1/login/nonce", 200),
@@ -16,7 +18,43 @@ const OPEN: [(&str, &str, u16); 8] = [
     ("get", "/healthz", 200),
     ("get", "/readyz", 200),
     ("get", "/.well-known/jwks.json", 200),
+    ("get", "/leases/{id}", 200),
 ];
+
+#[tokio::test]
+async fn the_page_of_a_lease_shows_nothing_of_it_nor_whether_it_is_there() {
+    let sts = FakeSts::start().await;
+    let broker = TestBroker::fake(&sts).await;
+    let id = broker.pending_lease().await;
+    let lease = broker.get(&format!("/v1/leases/{id}")).await;
+    assert_eq!(lease.body["link"], format!("http://localhost:1/leases/{id}"));
+    let code = lease.body["short_code"].as_str().unwrap();
+    let page = async |id: &str| {
+        let request = Request::get(format!("/leases/{id}")).body(Body::empty()).unwrap();
+        let answer = broker.router.clone().oneshot(request).await.unwrap();
+        let (head, body) = answer.into_parts();
+        let body = axum::body::to_bytes(body, 1 << 16).await.unwrap();
+        (head, String::from_utf8(body.to_vec()).unwrap())
+    };
+    let (head, text) = page(&id.to_string()).await;
+    assert_eq!(head.headers["content-type"], "text/html; charset=utf-8");
+    assert!(
+        head.headers["content-security-policy"].to_str().unwrap().contains("default-src 'none'")
+    );
+    assert!(text.contains(&format!("BROKER_URL=http://localhost:1 broker sign {id}")), "{text}");
+    for word in [code, "alice", AGENT, "prod-rw", "config/app.json"] {
+        assert!(!text.contains(word), "{word}");
+    }
+    let other = "01920000-0000-7000-8000-000000000001";
+    assert_eq!(page(other).await.1, text.replace(&id.to_string(), other));
+    for no_lease in ["x", "%3Cscript%3E", "%27%3Becho"] {
+        let (head, text) = page(no_lease).await;
+        assert!(head.status.is_client_error() && !text.contains("<script>"), "{no_lease}: {text}");
+    }
+    // A lease that waits for nobody has no such page to send.
+    let staging = broker.staging_lease().await;
+    assert_eq!(broker.get(&format!("/v1/leases/{staging}")).await.body["link"], Value::Null);
+}
 
 #[tokio::test]
 async fn every_route_of_the_document_without_authority_gives_nothing_away() {

@@ -36,6 +36,10 @@ async fn whoever_waits_is_told_who_can_sign_and_then_each_change_in_a_line() {
         "  code      ",
         "  sign by   2026-01-01T",
         &format!("  sign      broker sign {id}"),
+        &format!(
+            "  link      {}/leases/{id}   (for them: how to)",
+            site.broker.broker.config.settings.origin
+        ),
         &format!("  withdraw  broker withdraw {id}"),
         "waiting up to 10m; Ctrl-C ends the waiting, and leaves the request as it is",
     ] {

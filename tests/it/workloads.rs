@@ -315,6 +315,26 @@ async fn where_a_token_may_come_again_it_is_the_same_task_until_that_ends() {
 }
 
 #[tokio::test]
+async fn a_token_that_comes_again_and_would_be_anothers_today_is_given_nothing() {
+    let stage = Stage::with("once = false").await;
+    let token = stage.token();
+    assert_eq!(stage.broker.exchange(&token).await.status, StatusCode::OK);
+    let file = stage.broker.config_dir.path().join("broker.toml");
+    let before = std::fs::read_to_string(&file).unwrap();
+    for (there, instead) in [
+        ("agent = \"shop-ci\"", "agent = \"other\""),
+        ("sponsor = \"alice\"", "sponsor = \"dave\""),
+        ("583231 = \"bob\"", "583231 = \"carol\""),
+        ("583231 = \"bob\", ", ""),
+    ] {
+        assert!(before.contains(there), "{there}");
+        std::fs::write(&file, before.replace(there, instead)).unwrap();
+        let replica = stage.broker.replica(stage.sts.options()).await;
+        assert_eq!(replica.exchange(&token).await.reason(), "task-ended", "{there}");
+    }
+}
+
+#[tokio::test]
 async fn a_sponsor_who_is_disabled_has_no_workloads() {
     let stage = Stage::new().await;
     let token = stage.task_token(&stage.claims()).await;

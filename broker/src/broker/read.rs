@@ -11,7 +11,7 @@ use crate::policy::{Act, Asked, Decision, PersonFacts, Ruling, Who};
 use crate::statement::LeaseStatement;
 use crate::store::{self, Find, Viewer};
 use crate::verify::Rejection;
-use crate::{catalogue, wire};
+use crate::{catalogue, pages, wire};
 
 /// The longest long poll.
 const MAX_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
@@ -71,7 +71,7 @@ impl Broker {
         if more {
             leases.pop();
         }
-        let leases: Vec<_> = leases.into_iter().map(with_next).collect();
+        let leases: Vec<_> = leases.into_iter().map(|it| self.with_next(it)).collect();
         let next_cursor = leases.last().filter(|_| more).map(|it| it.id);
         Ok(wire::LeasePage { leases, next_cursor })
     }
@@ -170,7 +170,37 @@ impl Broker {
 
     pub(super) async fn find_one(&self, viewer: Viewer<'_>, id: LeaseId) -> Result<wire::Lease> {
         let found = store::find(&self.pool, Find { id: Some(id), ..Find::by(viewer) }).await?.pop();
-        found.map(with_next).ok_or(Error::NotFound)
+        found.map(|it| self.with_next(it)).ok_or(Error::NotFound)
+    }
+
+    /// Adds the way forward: an agent that is given none looks for another credential.
+    fn with_next(&self, mut lease: wire::Lease) -> wire::Lease {
+        let id = lease.id;
+        let pending = lease.state == LeaseState::Pending;
+        lease.link = pending.then(|| pages::address(&self.config.settings.origin, id));
+        lease.next = match lease.state {
+            LeaseState::Pending => {
+                let signers = lease.eligible_signers.join(", ");
+                Some(match &lease.short_code {
+                    Some(code) => format!(
+                        "Tell one of {signers} the code {code}; they run `broker sign {id}`. Then `broker exec --lease {id} -- CMD`.",
+                    ),
+                    None => format!(
+                        "One of {signers} runs `broker sign {id}`, and has to be told the code by whoever asked for the lease.",
+                    ),
+                })
+            }
+            LeaseState::Approved => Some(format!("Use it with `broker exec --lease {id} -- CMD`.")),
+            LeaseState::Issued | LeaseState::Denied => None,
+            LeaseState::Refused => Some(format!(
+                "`broker show {id}` has the signer's reason; answer that before asking again."
+            )),
+            LeaseState::Revoked => {
+                Some("Ask the sponsor why it was revoked; then go on, or not.".to_owned())
+            }
+            _ => Some("Ask for a new lease if the task still needs one.".to_owned()),
+        };
+        lease
     }
 }
 
@@ -203,32 +233,4 @@ fn wire_scope(scope: &catalogue::Scope) -> wire::Scope {
         signatures_needed: scope.signers.as_ref().map_or(0, |it| it.count),
         signer_groups: scope.signers.as_ref().map(|it| it.groups.clone()).unwrap_or_default(),
     }
-}
-
-/// Adds the way forward: an agent that is given none looks for another credential.
-fn with_next(mut lease: wire::Lease) -> wire::Lease {
-    let id = lease.id;
-    lease.next = match lease.state {
-        LeaseState::Pending => {
-            let signers = lease.eligible_signers.join(", ");
-            Some(match &lease.short_code {
-                Some(code) => format!(
-                    "Tell one of {signers} the code {code}; they run `broker sign {id}`. Then `broker exec --lease {id} -- CMD`.",
-                ),
-                None => format!(
-                    "One of {signers} runs `broker sign {id}`, and has to be told the code by whoever asked for the lease.",
-                ),
-            })
-        }
-        LeaseState::Approved => Some(format!("Use it with `broker exec --lease {id} -- CMD`.")),
-        LeaseState::Issued | LeaseState::Denied => None,
-        LeaseState::Refused => Some(format!(
-            "`broker show {id}` has the signer's reason; answer that before asking again."
-        )),
-        LeaseState::Revoked => {
-            Some("Ask the sponsor why it was revoked; then go on, or not.".to_owned())
-        }
-        _ => Some("Ask for a new lease if the task still needs one.".to_owned()),
-    };
-    lease
 }

@@ -132,6 +132,7 @@ pub async fn find(pool: &PgPool, find: Find<'_>) -> Result<Vec<wire::Lease>> {
                 eligible_signers: it.eligible_signers,
                 signatures: it.signatures.0,
                 short_code: it.bytes.filter(|_| !told).as_deref().map(statement::short_code),
+                link: None,
                 sessions: it.sessions.0,
                 next: None,
                 credentials: None,
