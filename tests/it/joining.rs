@@ -134,7 +134,12 @@ async fn a_freeze_is_no_way_to_join() {
         .execute(&broker.database.owner)
         .await
         .unwrap();
-    let answer = broker.post("/v1/leases", body()).await;
-    assert_eq!(answer.problem(), "/problems/frozen", "{}", answer.body);
+    // Neither its session, nor the lease alone, nor one in other words.
+    let others =
+        [json!({ "scope": "staging-rw" }), json!({ "scope": "staging-rw", "reason": "r" })];
+    for body in others.map(joining).into_iter().chain([body()]) {
+        let answer = broker.post("/v1/leases", body.clone()).await;
+        assert_eq!(answer.problem(), "/problems/frozen", "{body}: {}", answer.body);
+    }
     assert_eq!(sts.calls(), 1);
 }
