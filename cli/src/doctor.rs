@@ -7,6 +7,7 @@
 mod aws;
 mod environment;
 mod ground;
+mod home;
 mod host;
 mod metadata;
 mod own;
@@ -126,6 +127,7 @@ fn checks() -> impl Iterator<Item = &'static Check> {
         ssh::CHECKS,
         project::CHECKS,
         tools::CHECKS,
+        home::CHECKS,
         own::CHECKS,
         host::CHECKS,
     ];
@@ -222,23 +224,41 @@ fn dirs(args: &DoctorArgs) -> Result<Vec<PathBuf>> {
 /// What all checks find, the worst first.
 fn examine(ground: &Ground, except: &[String]) -> Report {
     let mut report = Report { findings: Vec::new(), checked: Vec::new(), not_checked: Vec::new() };
+    let mut unwanted = Vec::new();
     for check in checks() {
+        let mut look = Look::new(ground, check);
+        (check.run)(&mut look);
         if except.iter().any(|it| it == check.id) {
             let why = "left out by --except".to_owned();
             report.not_checked.push(NotChecked { check: check.id, why, left_out: true });
+            unwanted.append(&mut look.findings);
             continue;
         }
-        let mut look = Look::new(ground, check);
-        (check.run)(&mut look);
         report.checked.push(check.id);
         report.findings.append(&mut look.findings);
         report.not_checked.append(&mut look.not_checked);
     }
+    report.findings = said_once(report.findings, &unwanted);
     report.findings.sort();
     report.findings.dedup();
     report.not_checked.sort();
     report.not_checked.dedup();
     report
+}
+
+/// Without what lies about in a home's file that a check which knows the file found as well. What the caller left out
+/// by that check's name comes back by no other's.
+fn said_once(mut findings: Vec<Finding>, unwanted: &[Finding]) -> Vec<Finding> {
+    let known: BTreeSet<_> = findings
+        .iter()
+        .chain(unwanted)
+        .filter(|it| it.check != home::ID)
+        // A note about a file does not stand for a key in it.
+        .filter(|it| it.severity <= Severity::High || it.check.starts_with("project-"))
+        .map(|it| it.subject.clone())
+        .collect();
+    findings.retain(|it| it.check != home::ID || !known.contains(&it.subject));
+    findings
 }
 
 /// For people: a line for each finding, and below it what an agent could do, and what to do about it.
@@ -347,7 +367,8 @@ mod tests {
         let except = ["tool-token".to_owned()];
         let report = examine(&ground, &except);
         assert_eq!((report.findings.len(), report.exit_code()), (0, 0));
-        let mute = ssh::Socket { path: "/s".into(), answer: ssh::Answer::Silent };
+        let mute =
+            ssh::Socket { path: "/s".into(), guess: ssh::Guess::No, answer: ssh::Answer::Silent };
         ground.sockets.asked = vec![mute];
         let report = examine(&ground, &except);
         assert_eq!((report.findings.len(), report.exit_code()), (0, 4));
@@ -424,7 +445,11 @@ mod tests {
         let mut ground = machine(dir.path());
         let key =
             |kind: &str| ssh::AgentKey { kind: kind.to_owned(), fingerprint: "SHA256:x".into() };
-        let socket = |keys| ssh::Socket { path: "/s".into(), answer: ssh::Answer::Keys(keys) };
+        let socket = |keys| ssh::Socket {
+            path: "/s".into(),
+            guess: ssh::Guess::No,
+            answer: ssh::Answer::Keys(keys),
+        };
         let hardware = key("sk-ssh-ed25519@openssh.com");
         ground.sockets.asked = vec![socket(vec![hardware.clone()])];
         assert_eq!(found(&ground), []);

@@ -274,6 +274,165 @@ fn what_other_tools_keep_is_found_and_no_secret_is_printed() {
 }
 
 #[test]
+fn what_lies_about_in_a_home_is_found_and_no_secret_is_printed() {
+    let high = |name, content: String| (name, content, "home-file", "high");
+    let servers = |env: &str| {
+        format!("{{\n  \"mcpServers\": {{\n    \"x\": {{ \"env\": {{ {env} }} }}\n  }}\n}}\n")
+    };
+    let railway = servers(&format!("\"RAILWAY_TOKEN\": \"{TOKEN}\""));
+    let kubeconfig = format!(
+        "current-context: c\nclusters: []\nusers:\n- user:\n    client-key-data: {TOKEN}\n"
+    );
+    let git =
+        format!("[url \"https://x:{WORD}@github.com/\"]\n\tinsteadOf = https://github.com/\n");
+    each(&[
+        high("home/.env", format!("DB_PASSWORD={WORD}\n")),
+        high("home/.secrets", format!("export DB_PASSWORD={WORD}\n")),
+        high("home/.zshrc.local", format!("export RAILWAY_TOKEN={TOKEN}\n")),
+        ("home/.passwd-s3fs", format!("{ID}:{KEY}\n"), "home-file", "critical"),
+        ("home/notes.txt", format!("const railwayToken = '{TOKEN}';\n"), "home-file", "medium"),
+        high("home/.claude.json", railway.clone()),
+        high("home/.cursor/mcp.json", railway.clone()),
+        high(
+            "home/.codex/config.toml",
+            format!("[mcp_servers.x.env]\nRAILWAY_TOKEN = \"{TOKEN}\"\n"),
+        ),
+        high("home/.gemini/settings.json", railway),
+        // The agent's own is no finding, and hides none beside it.
+        high(
+            "home/.claude/settings.json",
+            servers(&format!("\"ANTHROPIC_API_KEY\": \"{TOKEN}\", \"RAILWAY_TOKEN\": \"{TOKEN}\"")),
+        ),
+        high(
+            "home/.claude/.credentials.json",
+            format!(
+                r#"{{"claudeAiOauth":{{"accessToken":"{TOKEN}"}},"mcpOAuth":{{"x":"{GITHUB}"}}}}"#
+            ),
+        ),
+        high("home/.databrickscfg", format!("[DEFAULT]\ntoken = {WORD}\n")),
+        high("home/.config/a/b/c/deep.env", format!("DB_PASSWORD={WORD}\n")),
+        high("home/.unheard-of/settings", format!("RAILWAY_TOKEN={TOKEN}\n")),
+        high("home/.kube/prod.yaml", kubeconfig),
+        high("home/Downloads/keys.env", format!("DB_PASSWORD={WORD}\n")),
+        high("home/Desktop/todo.md", format!("use {GITHUB}\n")),
+        high("home/Library/Preferences/x.plist", format!("<string>{GITHUB}</string>\n")),
+        high("home/Library/Application Support/X/x.json", format!("[\"{GITHUB}\"]\n")),
+        high("home/.gitconfig", git.clone()),
+        high("home/.config/git/config", git),
+    ]);
+}
+
+#[test]
+fn a_file_of_a_home_is_said_once_and_by_the_check_that_knows_it() {
+    let aws = format!("[a]\naws_access_key_id = {ID}\naws_secret_access_key = {KEY}\n");
+    each(&[
+        ("home/.aws/credentials", aws, "aws-key", "critical"),
+        ("home/.my.cnf", format!("[client]\npassword={WORD}\n"), "tool-token", "high"),
+        ("home/.bashrc", format!("RAILWAY_TOKEN={TOKEN}\n"), "shell-file", "high"),
+        ("home/.kube/config", format!("users:\n- token: {GITHUB}\n"), "kubeconfig-token", "high"),
+    ]);
+    // A note about a file does not stand for a key in it.
+    let machine = Machine::new();
+    let text = format!("# RAILWAY_TOKEN={TOKEN}\n[profile a]\nsso_session = s\n");
+    machine.write("home/.aws/config", text);
+    let expected = [found("home-file", "high"), found("aws-profile-sso", "low")].concat();
+    assert_eq!(machine.doctor(&[]), expected);
+    // What was left out by a check's name does not come back by another's.
+    let machine = Machine::new();
+    machine.write("home/.bashrc", format!("RAILWAY_TOKEN={TOKEN}\n"));
+    let output = machine.run(&[], &["-o", "json", "--except", "shell-file"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(!report["findings"].to_string().contains(".bashrc"), "{report}");
+}
+
+#[test]
+fn a_file_that_git_was_told_to_keep_passwords_in_is_found() {
+    for (name, file) in
+        [("home/.gitconfig", "~/.keep/git"), ("home/.config/git/config", "\"$HOME/.keep/git\"")]
+    {
+        let machine = Machine::new();
+        machine.write("home/.keep/git", format!("https://u:{WORD}@git.internal\n"));
+        assert_eq!(machine.doctor(&[]), vec![]);
+        machine.write(name, format!("[credential]\n\thelper = store --file {file}\n"));
+        assert_eq!(machine.doctor(&[]), found("home-file", "high"), "{name}");
+    }
+}
+
+#[test]
+fn what_a_home_has_of_an_agent_of_the_broker_and_in_public_is_no_finding() {
+    let machine = Machine::new();
+    let token = machine.write("home/.config/broker/token", format!("{TOKEN}\n"));
+    fs::set_permissions(token, Permissions::from_mode(0o600)).unwrap();
+    machine.write(
+        "home/.config/broker/config.toml",
+        "url = \"https://broker.internal\"\ntoken_file = \"token\"\nkey = \"~/.ssh/id.pub\"\n",
+    );
+    machine.write(
+        "home/.claude.json",
+        format!(
+            "{{\"primaryApiKey\": \"{TOKEN}\",\n\"env\": {{ \"BROKER_TOKEN\": \"{TOKEN}\" }} }}\n"
+        ),
+    );
+    machine.write(
+        "home/.claude/.credentials.json",
+        format!(r#"{{"claudeAiOauth":{{"accessToken":"{TOKEN}"}}}}"#),
+    );
+    machine.write("home/.codex/auth.json", format!(r#"{{"OPENAI_API_KEY":"{TOKEN}"}}"#));
+    ssh_keygen(&machine.path("home/.ssh/closed"), "a passphrase", "ed25519");
+    machine.write("home/.ssh/known_hosts", format!("# TOKEN={GITHUB}\n"));
+    machine.write(
+        "home/.gitconfig",
+        "[user]\n\temail = a@b.internal\n[credential]\n\thelper = cache\n",
+    );
+    machine.write("home/app/.env", format!("DB_PASSWORD={WORD}\n"));
+    assert_eq!(machine.doctor(&[]), vec![]);
+}
+
+#[test]
+fn links_in_a_home_are_followed_once_and_not_in_circles() {
+    let machine = Machine::new();
+    machine.write("dotfiles/aws/old", format!("{ID}\n{KEY}\n"));
+    machine.write("dotfiles/env", format!("RAILWAY_TOKEN={TOKEN}\n"));
+    symlink(machine.path("dotfiles/aws"), machine.path("home/.aws")).unwrap();
+    symlink(machine.path("dotfiles/env"), machine.path("home/.env")).unwrap();
+    symlink(machine.path("dotfiles/env"), machine.path("home/.env.again")).unwrap();
+    fs::create_dir_all(machine.path("home/.config/a")).unwrap();
+    symlink("..", machine.path("home/.config/a/up")).unwrap();
+    symlink(machine.path("dotfiles"), machine.path("home/.config/out")).unwrap();
+    let expected = [found("home-file", "critical"), found("home-file", "high")].concat();
+    assert_eq!(machine.doctor(&[]), expected);
+    let report = machine.report(&[]).to_string();
+    assert!(report.contains("home: 1 symbolic links lead out of it"), "{report}");
+}
+
+#[test]
+fn what_is_not_looked_through_in_a_home_is_said() {
+    let machine = Machine::new();
+    let token = format!("GITHUB_TOKEN={GITHUB}\n");
+    machine.write("home/film.txt", [token.as_bytes(), &vec![b'a'; 2 << 20]].concat());
+    machine.write("home/.claude/projects/a/b.jsonl", &token);
+    machine.write("home/.config/a/b/c/d/e.txt", &token);
+    assert_eq!(machine.doctor(&[]), vec![]);
+    let report = machine.report(&[]);
+    for why in [
+        "home: 1 files are longer than 1 MiB",
+        "home: folders that tools fill: .claude/projects",
+        "home: 1 folders are deeper in its dotfolders",
+    ] {
+        assert!(report["not_checked"].to_string().contains(why), "{why}: {report}");
+    }
+    machine.write("home/.env", [b"\0", token.as_bytes()].concat());
+    let report = machine.report(&[]);
+    assert!(report["not_checked"].to_string().contains("home: 1 files whose names"), "{report}");
+    for number in 0..5_000 {
+        machine.write(&format!("home/.config/many-{}/{number}", number % 2), "");
+    }
+    let report = machine.report(&[]);
+    let limit = "home: only 5000 files and 64 MiB were looked through";
+    assert!(report["not_checked"].to_string().contains(limit), "{report}");
+}
+
+#[test]
 fn what_lies_about_in_a_project_is_found_and_no_secret_is_printed() {
     each(&[
         (
@@ -318,6 +477,19 @@ fn what_lies_about_in_a_project_is_found_and_no_secret_is_printed() {
             "project-secret",
             "medium",
         ),
+        (
+            "project/src/c.ts",
+            format!("export const RAILWAY_TOKEN: string = \"{TOKEN}\";\n"),
+            "project-secret",
+            "high",
+        ),
+        (
+            "project/web.config",
+            format!("<add key=\"RailwayToken\" value=\"{TOKEN}\"/>\n"),
+            "project-secret",
+            "medium",
+        ),
+        ("project/Dockerfile", format!("ENV RAILWAY_TOKEN {TOKEN}\n"), "project-secret", "high"),
         // The incident that this product is there for: a token of a hosting platform, in a script for something else.
         (
             "project/scripts/domains.sh",
@@ -392,6 +564,10 @@ fn a_variable_with_a_standing_credential_is_found_and_its_secret_is_not_printed(
         (vec![set("AWS_SECRET_ACCESS_KEY_PROD", KEY)], "env-secret", "high"),
         (vec![set("SECRET_ACCESS_KEY_PROD", KEY)], "env-secret", "high"),
         (vec![set("GITHUB_TOKEN_2", GITHUB)], "env-secret", "high"),
+        (vec![set("PGPASSWORD", WORD)], "env-secret", "high"),
+        (vec![set("SSHPASS", WORD)], "env-secret", "high"),
+        (vec![set("OP_SESSION_my", TOKEN)], "env-secret", "high"),
+        (vec![set("LINEAR_KEY", TOKEN)], "env-secret", "high"),
         (vec![set("FOR_THE_PIPELINE", GITHUB)], "env-secret", "high"),
         (vec![set("KEYS", &format!("{ID}:{KEY}"))], "env-secret", "high"),
         (vec![set("DB_PASSWORD", &format!("/{WORD}"))], "env-secret", "high"),
@@ -421,6 +597,8 @@ fn a_variable_with_a_standing_credential_is_found_and_its_secret_is_not_printed(
         set("AWS_REGION", "eu-west-1"),
         set("GITHUB_TOKEN", ""),
         set("TOKEN_FILE", "/run/token"),
+        set("GPG_KEY", TOKEN),
+        set("SORT_KEY", "by-name"),
         set("DB_PASSWORD", &token),
     ];
     assert_eq!(machine.doctor(&fine), vec![]);
@@ -519,7 +697,10 @@ struct Agent {
 
 impl Agent {
     fn start(machine: &Machine) -> Self {
-        let socket = machine.path("agent.sock");
+        Self::start_at(machine.path("agent.sock"))
+    }
+
+    fn start_at(socket: PathBuf) -> Self {
         let mut command = Command::new("ssh-agent");
         command.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap();
@@ -588,6 +769,10 @@ fn private_keys_without_a_passphrase_are_found_and_those_with_one_are_none() {
     ssh_keygen(&machine.path("home/.ssh/closed"), "a passphrase", "ed25519");
     assert_eq!(machine.doctor(&[]), vec![]);
     ssh_keygen(&machine.path("home/.ssh/open"), "", "ed25519");
+    assert_eq!(machine.doctor(&[]), found("ssh-key-open", "high"));
+
+    let machine = Machine::new();
+    ssh_keygen(&machine.path("home/.ssh/work/old/open"), "", "ed25519");
     assert_eq!(machine.doctor(&[]), found("ssh-key-open", "high"));
 
     let machine = Machine::new();
@@ -692,6 +877,76 @@ fn what_lies_in_gits_own_folder_is_found() {
         ("project/.git/keep/.env", format!("DB_PASSWORD={WORD}\n"), "project-secret", "high"),
         ("project/.git/hooks/pre-push", format!("# {GITHUB}\n"), "project-secret", "high"),
     ]);
+}
+
+#[test]
+fn the_configuration_of_a_worktrees_repository_is_read_where_it_is() {
+    let remote = format!("[remote \"origin\"]\n\turl = https://u:{WORD}@github.com/a/b\n");
+    let machine = Machine::new();
+    machine.write("main/.git/config", &remote);
+    machine.write("main/.git/worktrees/a/commondir", "../..\n");
+    assert_eq!(machine.doctor(&[]), vec![]);
+    let git_dir = machine.path("main/.git/worktrees/a");
+    machine.write("project/.git", format!("gitdir: {}\n", git_dir.display()));
+    assert_eq!(machine.doctor(&[]), found("project-git-remote", "high"));
+    // Relative, and without a common folder; and of a submodule, whose own is in the project.
+    fs::remove_file(machine.path("main/.git/worktrees/a/commondir")).unwrap();
+    fs::rename(machine.path("main/.git/config"), git_dir.join("config")).unwrap();
+    machine.write("project/.git", "gitdir: ../main/.git/worktrees/a\n");
+    assert_eq!(machine.doctor(&[]), found("project-git-remote", "high"));
+    // Of a repository that nobody works in, whatever its folder is called.
+    fs::rename(machine.path("main/.git"), machine.path("main/bare")).unwrap();
+    machine.write("project/.git", "gitdir: ../main/bare/worktrees/a\n");
+    assert_eq!(machine.doctor(&[]), found("project-git-remote", "high"));
+    machine.write("project/.git", "gitdir: /dev/null/nothing\n");
+    assert_eq!(machine.doctor(&[]), vec![]);
+
+    let machine = Machine::new();
+    machine.write("project/.git/modules/b/config", &remote);
+    machine.write("project/b/.git", "gitdir: ../.git/modules/b\n");
+    assert_eq!(machine.doctor(&[]), found("project-git-remote", "high"));
+}
+
+#[test]
+fn state_that_terraform_keeps_of_its_backend_is_found_in_a_folder_that_it_fills() {
+    let machine = Machine::new();
+    let state = format!("{{\n \"access_key\": \"{ID}\",\n \"secret_key\": \"{KEY}\"\n}}\n");
+    machine.write("project/infra/.terraform/terraform.tfstate", state);
+    machine.write("project/infra/.terraform/modules/a.sh", format!("TOKEN={GITHUB}\n"));
+    assert_eq!(machine.doctor(&[]), found("project-state", "high"));
+    let report = machine.report(&[]).to_string();
+    assert!(report.contains("folders that tools fill: .terraform (1)"), "{report}");
+}
+
+#[test]
+fn a_shared_connection_of_ssh_is_found_while_somebody_listens_there() {
+    let machine = Machine::new();
+    for folder in ["home/.ssh/sockets", "home/.ssh/agent"] {
+        fs::create_dir_all(machine.path(folder)).unwrap();
+    }
+    let bind = |name: &str| std::os::unix::net::UnixListener::bind(machine.path(name)).unwrap();
+    drop(bind("home/.ssh/gone"));
+    assert_eq!(machine.doctor(&[]), vec![]);
+    for name in ["home/.ssh/bob@host:22", "home/.ssh/sockets/0a1b"] {
+        let listener = bind(name);
+        assert_eq!(machine.doctor(&[]), found("ssh-control-socket", "high"), "{name}");
+        drop(listener);
+    }
+}
+
+#[test]
+fn an_ssh_agent_that_no_variable_names_is_found_where_agents_are_put() {
+    for folder in ["home/.ssh", "run", "run/ssh"] {
+        let machine = Machine::new();
+        fs::create_dir_all(machine.path(folder)).unwrap();
+        let environment = [("XDG_RUNTIME_DIR", machine.path("run").display().to_string())];
+        let agent = Agent::start_at(machine.path(folder).join("own.sock"));
+        assert_eq!(machine.doctor(&environment), vec![], "{folder}");
+        let key = machine.path("elsewhere/key");
+        ssh_keygen(&key, "", "ed25519");
+        agent.add(&key);
+        assert_eq!(machine.doctor(&environment), found("ssh-agent-key", "high"), "{folder}");
+    }
 }
 
 #[test]

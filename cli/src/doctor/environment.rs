@@ -9,14 +9,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::ground::{Ground, read};
-use super::scan::{self, Kind, Style, is_secret_name};
+use super::scan::{self, Kind, Style, is_random_key, is_secret_name};
 use super::{Check, Look, Severity, aws};
 
 const PROCESSES: usize = 4096;
 const ENVIRONMENT_LIMIT: usize = 256 << 10;
 
 /// What an agent lives on, and what lets it write nothing in production.
-const NEEDED: &[&str] = &[
+pub(super) const NEEDED: &[&str] = &[
     "ANTHROPIC_API_KEY",
     "ANTHROPIC_AUTH_TOKEN",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
@@ -86,7 +86,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "env-secret",
         severity: Severity::High,
-        looks: "variables that are called tokens, secrets or passwords, whatever else has a token in its maker's form or an AWS key in it, and URLs with a password; not the broker's own token, nor keys of model providers",
+        looks: "variables that are called tokens, secrets or passwords, or keys and look random, whatever else has a token in its maker's form or an AWS key in it, and URLs with a password; not the broker's own token, nor keys of model providers",
         gains: "whatever that service gives to who has it: repositories, hosting, databases",
         fix: "unset it before the agent starts (`env -u NAME COMMAND`), or give the agent a token of its own that may do less",
         run: secret,
@@ -232,7 +232,8 @@ fn secret(look: &mut Look<'_>) {
         }
         let text = value.to_string_lossy();
         let hits = scan::scan(Style::Any, &[], text.as_bytes());
-        if is_secret_name(name) && !is_a_file(look.ground, value) {
+        let secret = is_secret_name(name) || is_random_key(name, &text);
+        if secret && !is_a_file(look.ground, value) {
             look.found(name, "is called a secret, and is set");
         } else if let Some(hit) = hits.iter().find(|it| it.kind != Kind::Random) {
             look.found(name, format!("has in it: {}", hit.what));

@@ -217,7 +217,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn missed(&mut self, path: &Path, error: &std::io::Error) {
+    pub(super) fn missed(&mut self, path: &Path, error: &std::io::Error) {
         let absent = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
         // Other people's files are to be out of reach; our own could be opened by whoever may change their mode.
         if !absent && self.ground.is_ours(path) {

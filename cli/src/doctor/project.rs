@@ -2,6 +2,7 @@
 //! a token in a file that has nothing to do with the task is what this product is there for.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,9 @@ const LEFT_OUT: &[&str] = &[
     ".mypy_cache",
 ];
 
+/// Of what Terraform fills, the state of its backend is read: the backend's keys are in it.
+const TERRAFORMS: &str = ".terraform";
+
 /// One directory, walked through.
 #[derive(Default)]
 pub(super) struct Project {
@@ -44,6 +48,8 @@ pub(super) struct Project {
 
 pub(super) struct ProjectFile {
     pub(super) path: PathBuf,
+    /// A repository's configuration.
+    git: bool,
     pub(super) hits: Vec<Hit>,
 }
 
@@ -59,7 +65,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "project-secret",
         severity: Severity::High,
-        looks: ".env files, .tfvars, .npmrc, .netrc and other files of settings: what is called a token, secret or password and is no placeholder; every text file: tokens by their makers' forms; what is only called so and looks random is medium",
+        looks: ".env files, .tfvars, .npmrc, .netrc and other files of settings: what is called a token, secret or password and is no placeholder, and keys that look random; every text file: tokens by their makers' forms; what is only called so and looks random is medium",
         gains: "whatever that service gives to who has it: hosting, repositories, databases",
         fix: "revoke it where it was made, take it out of the file, and keep the next one where the agent's user cannot read it",
         run: secrets,
@@ -67,7 +73,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "project-state",
         severity: Severity::High,
-        looks: "Terraform state files (*.tfstate) with values that are called tokens, secrets or passwords",
+        looks: "Terraform state files (*.tfstate, those in .terraform too) with values that are called tokens, secrets or passwords",
         gains: "what Terraform made: database passwords, keys of users",
         fix: "move the state to a remote backend (`terraform init -migrate-state`), delete the local copies, and rotate what was in them",
         run: |look| tell(look, |file, hit| is_state(&file.path) && hit.kind != Kind::PrivateKey),
@@ -83,10 +89,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "project-git-remote",
         severity: Severity::High,
-        looks: ".git/config, and those of submodules: remotes with a password or token in their URL, and authorization headers",
+        looks: ".git/config, those of submodules, and of the repository that a worktree belongs to: remotes with a password or token in their URL, and authorization headers",
         gains: "the repository, and all else that the token opens, past every review",
         fix: "`git remote set-url NAME https://HOST/PATH`, revoke the token, and use a deploy key or a credential helper of another user",
-        run: |look| tell(look, |file, _| is_git(&file.path)),
+        run: |look| tell(look, |file, _| file.git),
     },
 ];
 
@@ -99,12 +105,22 @@ fn is_git(path: &Path) -> bool {
     path.ends_with("config") && in_git(path)
 }
 
+/// A person's own configuration of git, and what is included there by a name like it.
+pub(super) fn is_git_of_home(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(".gitconfig") || path.ends_with(".config/git/config")
+}
+
+pub(super) fn is_left_out(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|it| LEFT_OUT.contains(&it))
+}
+
 fn in_git(path: &Path) -> bool {
     path.ancestors().skip(1).any(|it| it.ends_with(".git"))
 }
 
 /// Whether its name says that it could hold a secret: then it is said if it could not be looked through.
-fn is_telling(path: &Path) -> bool {
+pub(super) fn is_telling(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let begins = [".env", ".netrc", "_netrc", "credentials", "secrets"];
     manner(path).0 == Style::Settings || begins.iter().any(|it| name.starts_with(it))
@@ -120,7 +136,7 @@ fn secrets(look: &mut Look<'_>) {
         }
     }
     let wanted = |file: &ProjectFile, kind: Kind, hit: &Hit| {
-        hit.kind == kind && !is_state(&file.path) && !is_git(&file.path)
+        hit.kind == kind && !is_state(&file.path) && !file.git
     };
     tell(look, |file, hit| wanted(file, Kind::Token, hit));
     tell_at(look, Severity::Medium, |file, hit| wanted(file, Kind::Random, hit));
@@ -188,6 +204,8 @@ pub(super) fn manner(path: &Path) -> (Style, &'static [&'static str]) {
             (Style::Settings, &["auth", "identitytoken"])
         }
         "config" if in_folder(path, ".git") => (Style::Settings, &[]),
+        ".databrickscfg" | ".secret" | ".secrets" | "secrets" => (Style::Settings, &[]),
+        _ if is_git_of_home(path) => (Style::Settings, &[]),
         _ if name.starts_with(".env.")
             || is_secrets(&name, extension)
             || name.contains(".tfstate") =>
@@ -211,17 +229,31 @@ fn in_folder(path: &Path, folder: &str) -> bool {
 
 /// What is in one file, read as its name says.
 pub(super) fn hits(path: &Path, content: &[u8]) -> Vec<Hit> {
+    scan::settled(all_hits(path, content))
+}
+
+/// What a file with these is, by the worst of them.
+pub(super) fn severity(hits: &[Hit]) -> Option<Severity> {
+    hits.iter().map(|it| it.kind).min().map(|worst| match worst {
+        Kind::AwsKey => Severity::Critical,
+        Kind::Random => Severity::Medium,
+        Kind::Token | Kind::PrivateKey => Severity::High,
+    })
+}
+
+/// The same, of which a line may have several.
+pub(super) fn all_hits(path: &Path, content: &[u8]) -> Vec<Hit> {
     let (style, names) = manner(path);
-    let mut hits = scan::scan(style, names, content);
+    let mut hits = scan::all(style, names, content);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let text = scan::text(content).unwrap_or_default();
     if name == ".netrc" || name == "_netrc" {
         hits.extend(netrc(&text));
     }
-    if is_git(path) {
+    if is_git(path) || is_git_of_home(path) {
         hits.extend(git_config(&text));
     }
-    scan::settled(hits)
+    hits
 }
 
 /// Names and values, with nothing but blanks between them.
@@ -245,10 +277,12 @@ fn git_config(text: &str) -> Vec<Hit> {
         let lower = line.to_lowercase();
         let header = lower.contains("extraheader") && lower.contains("authorization:");
         // Over ssh a user is `git`, and no secret.
-        let rest = line.split("https://").nth(1).or_else(|| line.split("http://").nth(1));
-        let user = rest.and_then(|it| it.split('/').next()?.rsplit_once('@')).map(|(it, _)| it);
-        let secret = user.is_some_and(|it| {
-            it.split_once(':').is_some_and(|(_, it)| !it.is_empty()) || it.len() >= 20
+        let mut urls = line.split("https://").skip(1).chain(line.split("http://").skip(1));
+        let secret = urls.any(|it| {
+            let user = it.split('/').next().and_then(|it| it.rsplit_once('@')).map(|(it, _)| it);
+            user.is_some_and(|it| {
+                it.split_once(':').is_some_and(|(_, it)| !it.is_empty()) || it.len() >= 20
+            })
         });
         let what =
             if header { "an authorization header" } else { "a remote with a token in its URL" };
@@ -269,6 +303,7 @@ pub(super) fn walk(dir: &Path) -> Project {
     }
     let mut waiting = vec![(dir.to_owned(), 0)];
     let (mut files, mut bytes) = (0, 0);
+    let root = dir;
     while let Some((dir, depth)) = waiting.pop() {
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries.flatten(),
@@ -278,6 +313,9 @@ pub(super) fn walk(dir: &Path) -> Project {
             }
         };
         let mut entries: Vec<_> = entries.map(|it| it.path()).collect();
+        if dir != root && dir.ends_with(TERRAFORMS) {
+            entries.retain(|it| it.extension().is_some_and(|it| it == "tfstate") && it.is_file());
+        }
         entries.sort();
         for path in entries {
             let Ok(about) = fs::symlink_metadata(&path) else { continue };
@@ -303,9 +341,13 @@ pub(super) fn walk(dir: &Path) -> Project {
                         if path.ends_with("broker.toml") {
                             project.broker_folders.extend(path.parent().map(Path::to_owned));
                         }
+                        if path.ends_with(".git") {
+                            project.files.extend(elsewhere(&path, &content, root));
+                        }
                         let hits = hits(&path, &content);
                         if !hits.is_empty() {
-                            project.files.push(ProjectFile { path, hits });
+                            let git = is_git(&path);
+                            project.files.push(ProjectFile { path, git, hits });
                         }
                     }
                     Err(error) => {
@@ -321,6 +363,25 @@ pub(super) fn walk(dir: &Path) -> Project {
     project.left_out = note.by_design(dir);
     project.unseen = note.told(dir);
     project
+}
+
+/// The configuration of a repository of which this is a worktree (gitrepository-layout(5)): its `.git` is a file that
+/// says where the rest is. What is inside the project is walked through anyway.
+fn elsewhere(git: &Path, content: &[u8], root: &Path) -> Option<ProjectFile> {
+    let text = scan::text(content)?;
+    let line = text.lines().find_map(|it| it.strip_prefix("gitdir:"))?;
+    let dir = git.parent()?.join(line.trim());
+    let common = read(&dir.join("commondir"), FILE_LIMIT).ok();
+    let common = common.and_then(|(it, _)| scan::text(&it).map(|it| dir.join(it.trim())));
+    let path = common.unwrap_or(dir).join("config").canonicalize().ok()?;
+    if root.canonicalize().is_ok_and(|it| path.starts_with(it)) {
+        return None;
+    }
+    let (content, _) = read(&path, FILE_LIMIT).ok()?;
+    let hits = scan::scan(Style::Settings, &[], &content);
+    let text = scan::text(&content).unwrap_or_default();
+    let hits = scan::settled([hits, git_config(&text)].concat());
+    (!hits.is_empty()).then_some(ProjectFile { path, git: true, hits })
 }
 
 /// Where the walk began, `depth` directories above.
@@ -354,6 +415,9 @@ impl Notes {
             return;
         }
         if LEFT_OUT.contains(&name.as_str()) {
+            if name == TERRAFORMS && depth < DEPTH {
+                waiting.push((path, depth + 1));
+            }
             *self.left_out.entry(name).or_default() += 1;
         } else if depth >= DEPTH {
             self.deep += 1;

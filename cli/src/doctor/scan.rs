@@ -42,32 +42,61 @@ pub(super) struct Hit {
     pub(super) what: String,
 }
 
-/// The beginning of a token, how many characters follow at least, and what it is.
-type Shape = (&'static str, usize, &'static str);
+/// The beginning of a token, how many characters follow at least, of which kind, and what it is.
+type Shape = (&'static str, usize, Body, &'static str);
+
+/// What a token goes on with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Body {
+    /// Letters and digits: an identifier that begins alike has an underscore soon.
+    Plain,
+    /// Those, `_` and `-`, but no character of a path, so that a path goes on behind them.
+    Name,
+    /// Whatever tokens have.
+    Wide,
+    /// The same, with its first dot behind so many characters.
+    Dotted(usize),
+    /// The same, where the beginning alone says too little.
+    Random,
+}
 
 /// As their makers give them out.
 const SHAPES: &[Shape] = &[
-    ("ghp_", 36, "a GitHub token"),
-    ("gho_", 36, "a GitHub token"),
-    ("ghu_", 36, "a GitHub token"),
-    ("ghs_", 36, "a GitHub token"),
-    ("ghr_", 36, "a GitHub token"),
-    ("github_pat_", 50, "a GitHub token"),
-    ("glpat-", 20, "a GitLab token"),
-    ("xoxb-", 20, "a Slack token"),
-    ("xoxp-", 20, "a Slack token"),
-    ("xapp-", 20, "a Slack token"),
-    ("sk_live_", 20, "a Stripe key"),
-    ("rk_live_", 20, "a Stripe key"),
-    ("npm_", 36, "an npm token"),
-    ("pypi-AgE", 50, "a PyPI token"),
-    ("dckr_pat_", 20, "a Docker token"),
-    ("dop_v1_", 60, "a DigitalOcean token"),
-    ("hvs.", 20, "a Vault token"),
-    ("FlyV1 fm2_", 40, "a Fly token"),
-    ("shpat_", 32, "a Shopify token"),
-    ("ABSK", 80, "an Amazon Bedrock key"),
-    ("Bearer ", 24, "a bearer token"),
+    ("ghp_", 36, Body::Name, "a GitHub token"),
+    ("gho_", 36, Body::Name, "a GitHub token"),
+    ("ghu_", 36, Body::Name, "a GitHub token"),
+    ("ghs_", 36, Body::Name, "a GitHub token"),
+    ("ghr_", 36, Body::Name, "a GitHub token"),
+    ("github_pat_", 50, Body::Name, "a GitHub token"),
+    ("glpat-", 20, Body::Name, "a GitLab token"),
+    ("xoxb-", 20, Body::Name, "a Slack token"),
+    ("xoxp-", 20, Body::Name, "a Slack token"),
+    ("xapp-", 20, Body::Name, "a Slack token"),
+    ("sk_live_", 20, Body::Name, "a Stripe key"),
+    ("rk_live_", 20, Body::Name, "a Stripe key"),
+    ("npm_", 36, Body::Name, "an npm token"),
+    ("pypi-AgE", 50, Body::Name, "a PyPI token"),
+    ("dckr_pat_", 20, Body::Name, "a Docker token"),
+    ("dop_v1_", 60, Body::Name, "a DigitalOcean token"),
+    ("hvs.", 20, Body::Wide, "a Vault token"),
+    ("FlyV1 fm2_", 40, Body::Wide, "a Fly token"),
+    ("shpat_", 32, Body::Name, "a Shopify token"),
+    ("ABSK", 80, Body::Wide, "an Amazon Bedrock key"),
+    ("Bearer ", 24, Body::Random, "a bearer token"),
+    ("AGE-SECRET-KEY-1", 50, Body::Plain, "an age key"),
+    ("SG.", 60, Body::Dotted(22), "a SendGrid key"),
+    ("AccountKey=", 40, Body::Wide, "a key of an Azure storage account"),
+    ("SharedAccessKey=", 40, Body::Wide, "a shared access key of Azure"),
+    ("dapi", 32, Body::Plain, "a Databricks token"),
+    ("hf_", 34, Body::Plain, "a Hugging Face token"),
+    ("AIza", 35, Body::Name, "a Google API key"),
+    ("sbp_", 40, Body::Plain, "a Supabase token"),
+    ("glsa_", 32, Body::Name, "a Grafana token"),
+    ("dp.pt.", 40, Body::Plain, "a Doppler token"),
+    ("tskey-", 20, Body::Name, "a Tailscale key"),
+    ("ops_eyJ", 60, Body::Wide, "a 1Password token"),
+    (".atlasv1.", 60, Body::Plain, "a Terraform token"),
+    ("sk-ant-admin", 40, Body::Name, "an administrator's key of Anthropic"),
 ];
 
 /// What stands for a value that somebody else is to fill in.
@@ -169,6 +198,11 @@ pub(super) fn text(content: &[u8]) -> Option<Cow<'_, str>> {
 
 /// Everything of `content` that looks like a secret. Nothing of what is not text.
 pub(super) fn scan(style: Style, names: &[&str], content: &[u8]) -> Vec<Hit> {
+    settled(all(style, names, content))
+}
+
+/// The same, of which a line may have several of a kind.
+pub(super) fn all(style: Style, names: &[&str], content: &[u8]) -> Vec<Hit> {
     let Some(content) = text(content) else { return Vec::new() };
     // Most files have none of it, and are not searched for it line by line.
     let likely = likely(&content);
@@ -189,23 +223,11 @@ pub(super) fn scan(style: Style, names: &[&str], content: &[u8]) -> Vec<Hit> {
             secrets.insert(line_number);
         }
         let head = &line[..line.floor_char_boundary(LINE_LIMIT)];
-        for (name, value) in assignments(head, style) {
-            if is_aws_secret(name) && is_secret_key(value) && !is_placeholder(value) {
-                hits.push(hit(Kind::AwsKey, &shown_name(name)));
-            } else if (is_secret_name(name) || names.contains(&name)) && !is_placeholder(value) {
-                match style {
-                    Style::Settings if !is_number(value) => {
-                        hits.push(hit(Kind::Token, &shown_name(name)));
-                    }
-                    Style::Any if is_random(value) => {
-                        // A variable of the environment is called so by whoever reads it: no other name is as sure.
-                        let kind = if is_variable(name) { Kind::Token } else { Kind::Random };
-                        hits.push(hit(kind, &shown_name(name)));
-                    }
-                    _ => {}
-                }
-            }
-        }
+        let found = |(name, value): (&str, &str)| {
+            kind(style, names, name, value).map(|kind| hit(kind, &shown_name(name)))
+        };
+        hits.extend(assignments(head, style).filter_map(found));
+        hits.extend(mentions(head).filter_map(found));
         if has_url_password(head, style) {
             hits.push(hit(Kind::Token, "a URL with a password"));
         }
@@ -217,11 +239,31 @@ pub(super) fn scan(style: Style, names: &[&str], content: &[u8]) -> Vec<Hit> {
             hits.push(Hit { line, kind: Kind::AwsKey, what: what.to_owned() });
         }
     }
-    if private_key(content.as_bytes()).is_some_and(|it| it.open) {
-        let line = 1 + content.lines().position(|it| it.contains("-----BEGIN ")).unwrap_or(0);
+    if let Some((at, _)) = private_keys(&content).find(|(_, it)| it.open && !it.hardware) {
+        let line = 1 + content[..at].matches('\n').count();
         hits.push(Hit { line, kind: Kind::PrivateKey, what: "a private key".to_owned() });
     }
-    settled(hits)
+    hits
+}
+
+/// What a value is, by what it is called.
+fn kind(style: Style, names: &[&str], name: &str, value: &str) -> Option<Kind> {
+    // Most are neither, and this is cheap.
+    if !(says_a_secret(name) || names.contains(&name)) || is_placeholder(value) {
+        return None;
+    }
+    if is_aws_secret(name) && is_secret_key(value) {
+        return Some(Kind::AwsKey);
+    }
+    let secret = is_secret_name(name) || names.contains(&name);
+    match style {
+        Style::Settings if is_random_key(name, value) => Some(Kind::Token),
+        Style::Settings if secret && !is_number(value) => Some(Kind::Token),
+        // A variable of the environment is called so by whoever reads it: no other name is as sure.
+        Style::Any if secret && is_random(value) && is_variable(name) => Some(Kind::Token),
+        Style::Any if secret && is_random(value) => Some(Kind::Random),
+        _ => None,
+    }
 }
 
 /// In order, once a line and kind; what is a token for certain is not a guess too.
@@ -264,32 +306,29 @@ fn likely(text: &str) -> Vec<&'static Shape> {
 /// Where tokens stand, by their makers' shapes.
 fn shapes(line: &str, likely: &[&Shape]) -> Vec<(usize, usize, &'static str)> {
     let mut all = Vec::new();
-    for (prefix, least, what) in likely {
+    for (prefix, least, kind, what) in likely {
         for (start, _) in line.match_indices(prefix) {
             let body = &line[start + prefix.len()..];
-            // Of most makers' tokens no character is one of a path, so that a path goes on behind them.
-            let wide = prefix.contains([' ', '.']) || *prefix == "ABSK";
-            let fits = |it: char| {
-                if wide {
-                    is_token_char(it)
-                } else {
-                    it.is_ascii_alphanumeric() || "_-".contains(it)
-                }
+            let fits = |it: char| match kind {
+                Body::Plain => it.is_ascii_alphanumeric(),
+                Body::Name => it.is_ascii_alphanumeric() || "_-".contains(it),
+                Body::Wide | Body::Dotted(_) | Body::Random => is_token_char(it),
             };
             let length = body.find(|it| !fits(it)).unwrap_or(body.len());
             let body = &body[..length];
-            let begins =
-                !line[..start].ends_with(|it: char| it.is_ascii_alphanumeric() || it == '_');
+            let made = match kind {
+                Body::Dotted(at) => body.find('.') == Some(*at),
+                Body::Random => is_random(body),
+                Body::Plain | Body::Name | Body::Wide => true,
+            };
+            // Of one maker's the number of the token comes first.
+            let number = |it: char| prefix.starts_with('.') && it.is_ascii_alphanumeric();
+            let before = line[..start].trim_end_matches(number);
+            let begins = !before.ends_with(|it: char| it.is_ascii_alphanumeric() || it == '_');
             let mut known = body.chars().collect::<BTreeSet<_>>();
             known.retain(char::is_ascii_alphanumeric);
-            let loose = *prefix == "Bearer ";
-            if begins
-                && length >= *least
-                && known.len() >= 8
-                && !is_placeholder(body)
-                && (!loose || is_random(body))
-            {
-                all.push((start, start + prefix.len() + length, *what));
+            if begins && length >= *least && known.len() >= 8 && !is_placeholder(body) && made {
+                all.push((before.len(), start + prefix.len() + length, *what));
             }
         }
     }
@@ -353,13 +392,109 @@ fn assignments(line: &str, style: Style) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
+/// So far behind a name is what it is called.
+const REACH: usize = 80;
+
+/// Random values that are not assigned as [`assignments`] knows it, and what they are called: `NAME: string = "…"`,
+/// `environ["NAME"] = "…"`, `define('NAME', '…')`, `<add key="NAME" value="…"/>`, `--name …`, `ENV NAME …`.
+fn mentions(line: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut from = 0;
+    let words = std::iter::from_fn(move || {
+        let start = from + line[from..].find(is_token_char)?;
+        let length = line[start..].find(|it| !is_token_char(it));
+        from = length.map_or(line.len(), |it| start + it);
+        Some((start, &line[start..from]))
+    });
+    let likely = |it: &str| (20..=VALUE_LIMIT).contains(&it.len()) && is_random(it);
+    words.filter(move |(_, it)| likely(it)).filter_map(|(start, value)| {
+        let before = &line[line.floor_char_boundary(start.saturating_sub(REACH))..start];
+        let after = line[start + value.len()..].chars().next();
+        let opening = before.chars().next_back()?;
+        let name = if matches!(opening, '"' | '\'' | '`') {
+            after.filter(|it| [opening, '\\'].contains(it))?;
+            annotated(before).or_else(|| called(before))
+        } else if opening.is_whitespace() && after.is_none_or(|it| !matches!(it, ':' | '@')) {
+            argument(before)
+        } else {
+            None
+        };
+        Some((name?, value))
+    })
+}
+
+/// The name at the end of it, and what is before that.
+fn last_name(text: &str) -> (&str, &str) {
+    let is_name = |it: char| it.is_ascii_alphanumeric() || matches!(it, '_' | '-' | '.');
+    let at = text.rfind(|it| !is_name(it)).map_or(0, |it| it + last_len(text, it));
+    (&text[..at], &text[at..])
+}
+
+/// `NAME: type = "`.
+fn annotated(before: &str) -> Option<&str> {
+    let left = before.trim_end_matches(['"', '\'', '`']).trim_end().strip_suffix('=')?;
+    let is_type = |it: char| it.is_ascii_alphanumeric() || "_&'<>[]|?*: \t".contains(it);
+    left.match_indices(':')
+        .filter(|(at, _)| left[at + 1..].chars().all(is_type))
+        .map(|(at, _)| last_name(left[..at].trim_end_matches(['?', '!', ' '])).1)
+        .find(|it| is_secret_name(it))
+}
+
+/// A name with nothing but punctuation behind it, or words that say that a value follows.
+fn called(mut before: &str) -> Option<&str> {
+    for _ in 0..3 {
+        let bare = before.trim_end_matches(|it: char| " \t\"'`=:,()[]{}<>&*!\\".contains(it));
+        let (rest, name) = last_name(bare);
+        if is_secret_name(name) {
+            return Some(name.trim_start_matches('-'));
+        }
+        if !matches!(name, "value" | "Value" | "default" | "string" | "String" | "str") {
+            return None;
+        }
+        before = rest;
+    }
+    None
+}
+
+/// An option, or a variable of the environment: of other words in prose a random one may follow.
+fn argument(before: &str) -> Option<&str> {
+    let (_, name) = last_name(before.trim_end_matches([' ', '\t', '|']));
+    let option = name.strip_prefix("--");
+    option.or(Some(name).filter(|it| is_variable(it))).filter(|it| is_secret_name(it))
+}
+
 /// How long the character at `at` is.
 fn last_len(text: &str, at: usize) -> usize {
     text[at..].chars().next().map_or(1, char::len_utf8)
 }
 
+/// Whether any of it is in the names that [`is_secret_name`], [`is_aws_secret`] and [`is_random_key`] know.
+fn says_a_secret(name: &str) -> bool {
+    ["token", "secret", "pass", "pwd", "key", "pat", "auth", "session", "connection_string"]
+        .iter()
+        .any(|it| {
+            name.as_bytes().windows(it.len()).any(|at| at.eq_ignore_ascii_case(it.as_bytes()))
+        })
+}
+
+/// What tools call their secrets, and nobody would take for one by its words.
+const NAMES: &[&str] = &[
+    "AZURE_STORAGE_CONNECTION_STRING",
+    "AZURE_STORAGE_KEY",
+    "BW_SESSION",
+    "DOCKER_AUTH_CONFIG",
+    "NPM_CONFIG__AUTH",
+    "REDISCLI_AUTH",
+    "SENDGRID_KEY",
+    "SOPS_AGE_KEY",
+    "SSHPASS",
+];
+
 /// Whether whatever is called so is to be kept secret.
 pub(super) fn is_secret_name(name: &str) -> bool {
+    let exactly = NAMES.iter().any(|it| it.eq_ignore_ascii_case(name));
+    if exactly || name.starts_with("OP_SESSION_") {
+        return true;
+    }
     let mut words = words(name);
     // `TOKEN_2` and `TOKEN_PROD` are tokens too.
     while words.last().is_some_and(|it| tells_apart(it)) {
@@ -368,8 +503,14 @@ pub(super) fn is_secret_name(name: &str) -> bool {
     let Some(last) = words.last() else { return false };
     let before = words.len().checked_sub(2).map_or("", |it| words[it].as_str());
     match last.trim_end_matches(|it: char| it.is_ascii_digit()) {
-        "token" | "secret" | "password" | "passwd" | "passphrase" | "apikey" | "authtoken"
-        | "accesstoken" | "pat" => true,
+        "apikey" | "pat" => true,
+        // `PGPASSWORD` is one word.
+        it if ["token", "secret", "password", "passwd", "passphrase"]
+            .iter()
+            .any(|end| it.ends_with(end)) =>
+        {
+            true
+        }
         "pass" | "pwd" => !before.is_empty(),
         "key" => {
             matches!(
@@ -390,6 +531,29 @@ pub(super) fn is_secret_name(name: &str) -> bool {
         | "type" | "enabled" | "required" | "error" | "store" => false,
         _ => words.iter().any(|it| it == "password" || it == "passwd"),
     }
+}
+
+/// Whether it is a key by its name, and nobody could have thought of it: of many kinds of keys most are secret.
+pub(super) fn is_random_key(name: &str, value: &str) -> bool {
+    const PUBLIC: &[&str] = &[
+        "anon",
+        "cache",
+        "foreign",
+        "gpg",
+        "host",
+        "kms",
+        "partition",
+        "primary",
+        "pub",
+        "public",
+        "publishable",
+        "site",
+        "sort",
+    ];
+    let words = words(name);
+    words.last().is_some_and(|it| it == "key")
+        && !words.iter().any(|it| PUBLIC.contains(&it.as_str()))
+        && is_random(value)
 }
 
 /// A word behind a name that says which of several it is, and not what.
@@ -531,7 +695,7 @@ fn shown_name(name: &str) -> String {
 }
 
 /// What a file with a private key in it is.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PrivateKey {
     /// Without a passphrase.
     pub(super) open: bool,
@@ -539,17 +703,34 @@ pub(super) struct PrivateKey {
     pub(super) hardware: bool,
 }
 
-/// The first private key in PEM or OpenSSH's format.
+/// The first open private key in PEM or OpenSSH's format, or else the first.
 pub(super) fn private_key(content: &[u8]) -> Option<PrivateKey> {
     let text = String::from_utf8_lossy(content);
-    let (_, rest) = text.split_once("-----BEGIN ")?;
-    let (label, rest) = rest.split_once("-----")?;
-    let (body, _) = rest.split_once("-----END ")?;
+    let mut all = private_keys(&text).map(|(_, it)| it).peekable();
+    let first = all.peek().copied();
+    all.find(|it| it.open && !it.hardware).or(first)
+}
+
+/// All of them, and where they begin. Parameters and certificates stand before keys.
+fn private_keys(text: &str) -> impl Iterator<Item = (usize, PrivateKey)> {
+    let begin = "-----BEGIN ";
+    text.match_indices(begin).filter_map(move |(at, _)| {
+        let (label, rest) = text[at + begin.len()..].split_once("-----")?;
+        // To the next dashes and no further: else many beginnings without an end would take long.
+        let (body, rest) = rest.split_once("-----")?;
+        let key = rest.starts_with("END ").then(|| one_private_key(label, body));
+        Some((at, key??))
+    })
+}
+
+fn one_private_key(label: &str, body: &str) -> Option<PrivateKey> {
+    // In JSON, and in a variable, ends of lines are written so.
+    let body = body.replace("\\r", "").replace("\\n", "\n").replace('\\', "");
     let soft = |open| Some(PrivateKey { open, hardware: false });
     match label {
         // Nobody's key is shorter than this, and examples are.
         _ if body.len() < 48 => None,
-        "OPENSSH PRIVATE KEY" => openssh_key(body),
+        "OPENSSH PRIVATE KEY" => openssh_key(&body),
         "PRIVATE KEY" => soft(true),
         "ENCRYPTED PRIVATE KEY" => soft(false),
         "RSA PRIVATE KEY" | "EC PRIVATE KEY" | "DSA PRIVATE KEY" => {
@@ -614,8 +795,22 @@ mod tests {
             "spring.datasource.password",
             "AWS_SECRET_ACCESS_KEY",
             "SECRET_KEY",
+            "PGPASSWORD",
+            "DBPASSWORD",
+            "SSHPASS",
+            "REDISCLI_AUTH",
+            "DOCKER_AUTH_CONFIG",
+            "NPM_CONFIG__AUTH",
+            "npm_config__auth",
+            "BW_SESSION",
+            "OP_SESSION_my",
+            "SENDGRID_KEY",
+            "AZURE_STORAGE_KEY",
+            "AZURE_STORAGE_CONNECTION_STRING",
+            "SOPS_AGE_KEY",
+            "gitlabtoken",
         ] {
-            assert!(is_secret_name(name), "{name}");
+            assert!(is_secret_name(name) && says_a_secret(name), "{name}");
         }
         for name in [
             "2",
@@ -633,10 +828,119 @@ mod tests {
             "AUTHOR",
             "password_hash",
             "BYPASS",
+            "SSH_ASKPASS",
+            "XDG_SESSION_ID",
+            "SOPS_AGE_KEY_FILE",
+            "MAX_TOKENS",
             "",
         ] {
             assert!(!is_secret_name(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_key_of_settings_counts_if_it_is_random_and_not_for_the_public() {
+        let token = concat!("3f9c1b7e-52d4-4a86", "-9e0b-7d1f6a2c8b45");
+        for (name, count) in [
+            ("LINEAR_KEY", 1),
+            ("maps-key", 1),
+            ("key", 1),
+            ("STRIPE_PUBLIC_KEY", 0),
+            ("STRIPE_PUBLISHABLE_KEY", 0),
+            ("GPG_KEY", 0),
+            ("CACHE_KEY", 0),
+            ("KEYBOARD", 0),
+        ] {
+            let line = format!("{name}={token}");
+            assert_eq!(found(Style::Settings, &line).len(), count, "{name}");
+            assert_eq!(found(Style::Any, &line), [], "{name}");
+        }
+        assert_eq!(found(Style::Settings, "SORT_BY_KEY=alphabetical"), []);
+    }
+
+    #[test]
+    fn tokens_are_known_by_the_forms_that_their_makers_give_them() {
+        let mixed = "9fK2mQx7LbR4tWz8VnC3yHj6PdS1gTa5EuXo".repeat(3);
+        let letters = "kQxLbRtWzVnCyHjPdSgTaEuXoMfJrNsBvD";
+        let hex = "3f9c1b7e52d44a869e0b7d1f6a2c8b4571ce03da".to_owned();
+        let upper = mixed.to_uppercase();
+        let of = |prefix: &str, body: &str| format!("a {prefix}{body} b");
+        for line in [
+            of("AGE-SECRET-KEY-1", &upper[..58]),
+            of("SG.", &format!("{}.{}", &mixed[..22], &mixed[22..65])),
+            format!("AccountName=a;AccountKey={}==;x", &mixed[..86]),
+            format!("SharedAccessKey={}=", &mixed[..43]),
+            of("dapi", &hex[..32]),
+            of("hf_", letters),
+            of("AIza", &mixed[..35]),
+            of("sbp_", &hex),
+            of("glsa_", &format!("{}_{}", &mixed[..32], &hex[..8])),
+            of("dp.pt.", &mixed[..43]),
+            of("tskey-", &format!("auth-{}-{}", &mixed[..12], &mixed[12..44])),
+            of("ops_eyJ", &mixed),
+            of(&format!("{}.atlasv1.", &mixed[..14]), &mixed[14..80]),
+            of("sk-ant-admin", &format!("01-{}", &mixed[..80])),
+        ] {
+            assert_eq!(found(Style::Any, &line).len(), 1, "{line}");
+            let shown = without_secrets(&line);
+            assert!(!shown.contains(&mixed[30..40]) && !shown.contains(&hex[8..30]), "{shown}");
+            assert!(!shown.contains(letters) && !shown.contains(&mixed[4..14]), "{shown}");
+        }
+        for line in [
+            "hf_configuration_of_the_tokenizer_of_a_model",
+            "dapi_some_function_that_has_a_long_name",
+            "AGE-SECRET-KEY-1",
+            "AccountKey=${ACCOUNT_KEY}",
+            "AIza",
+            "SG.Linear.Algebra.Matrices.And.Their.Many.Decompositions.In.Numerics.And.More",
+        ] {
+            assert_eq!(found(Style::Any, line), [], "{line}");
+        }
+    }
+
+    #[test]
+    fn a_random_value_is_a_secret_if_the_line_calls_it_one_in_whatever_language() {
+        let token = concat!("3f9c1b7e-52d4-4a86", "-9e0b-7d1f6a2c8b45");
+        for line in [
+            "export const RAILWAY_TOKEN: string = \"@\";",
+            "RAILWAY_TOKEN: str = \"@\"",
+            "const RAILWAY_TOKEN: &str = \"@\";",
+            "const RAILWAY_TOKEN: &'static str = \"@\";",
+            "let RAILWAY_TOKEN: Option<String> = \"@\";",
+            "os.environ[\"RAILWAY_TOKEN\"] = \"@\"",
+            "process.env['RAILWAY_TOKEN'] = '@'",
+            "railway --token @ up",
+            "bash -c 'railway --token @'",
+            "railway --api-token \"@\" up",
+            "ENV RAILWAY_TOKEN @",
+            "set -gx RAILWAY_TOKEN @",
+            "<add key=\"RailwayToken\" value=\"@\"/>",
+            "define('RAILWAY_TOKEN', '@');",
+            "os.Setenv(\"RAILWAY_TOKEN\", \"@\")",
+            "const RailwayToken string = \"@\"",
+            "char railway_token[] = \"@\";",
+            "- { name: RAILWAY_TOKEN, value: \"@\" }",
+            "RAILWAY_TOKEN => '@',",
+        ] {
+            assert_eq!(found(Style::Any, &line.replace('@', token)).len(), 1, "{line}");
+        }
+        for line in [
+            "{\"token\": \"$X\", \"project\": \"@\"}",
+            "railway --token=$X --project @",
+            "railway --token $X --project \"@\"",
+            "revoked the token of session @ today",
+            "TOKEN_URL: str = \"@\"",
+            "the password; see \"@\"",
+            "token(\"a\"); id = \"@\"",
+            "commit @",
+            "os.Setenv(\"RAILWAY_PROJECT\", \"@\")",
+            "ENV RAILWAY_TOKEN_FILE @",
+            "map: { token: a }, other = \"@\"",
+        ] {
+            assert_eq!(found(Style::Any, &line.replace('@', token)), [], "{line}");
+        }
+        let far = format!("f(\"RAILWAY_TOKEN\", {}\"{token}\")", " ".repeat(100));
+        assert_eq!(found(Style::Any, &far), []);
     }
 
     #[test]
@@ -714,6 +1018,35 @@ mod tests {
     }
 
     #[test]
+    fn every_key_of_a_file_is_looked_at_and_an_open_one_counts() {
+        let pem = |head: &str, body: &str| {
+            format!("-----BEGIN {head}-----\n{body}\n-----END {head}-----\n")
+        };
+        let body = "A".repeat(64);
+        let parameters = pem("EC PARAMETERS", "BggqhkjOPQMBBw==");
+        let certificate = pem("CERTIFICATE", &body);
+        let open = pem("EC PRIVATE KEY", &body);
+        let closed = pem("ENCRYPTED PRIVATE KEY", &body);
+        for (text, line) in [
+            (format!("{parameters}{open}"), 4),
+            (format!("{certificate}{open}"), 4),
+            (format!("{closed}{certificate}{open}"), 7),
+            (format!("-----BEGIN RUBBISH {open}"), 1),
+            (format!("-----BEGIN RUBBISH-----\n{open}"), 2),
+            (format!("{open}{closed}"), 1),
+        ] {
+            let what = "a private key".to_owned();
+            assert_eq!(found(Style::Any, &text), [(line, Kind::PrivateKey, what)], "{text}");
+        }
+        let first = private_key(format!("{certificate}{closed}").as_bytes()).unwrap();
+        assert!(!first.open);
+        assert_eq!(found(Style::Any, &format!("{certificate}{closed}")), []);
+        // Nothing makes it slow.
+        let many = "-----BEGIN PRIVATE KEY-----".repeat(40_000);
+        assert_eq!(private_key(many.as_bytes()), None);
+    }
+
+    #[test]
     fn a_handle_of_a_hardware_key_is_no_open_key() {
         use base64::Engine as _;
         let string = |it: &[u8]| [&u32::try_from(it.len()).unwrap().to_be_bytes(), it].concat();
@@ -734,6 +1067,14 @@ mod tests {
             PrivateKey { open: false, hardware: false }
         );
         assert!(kind(b"none", b"sk-ssh-ed25519@openssh.com").hardware);
+        // As JSON and a variable carry it.
+        let escaped = file(b"none", b"ssh-ed25519").replace('\n', "\\n");
+        let hardware = file(b"none", b"sk-ssh-ed25519@openssh.com");
+        for text in [escaped.clone(), format!("{hardware}{escaped}")] {
+            let open = PrivateKey { open: true, hardware: false };
+            assert_eq!(private_key(text.as_bytes()), Some(open), "{text}");
+        }
+        assert_eq!(found(Style::Any, &hardware), []);
         let pem = |head: &str| {
             format!("-----BEGIN {head}-----\n{}\n-----END {head}-----\n", "A".repeat(64))
         };

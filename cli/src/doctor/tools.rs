@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::project::{hits, words};
-use super::scan::{self, Kind, Style};
+use super::project::{hits, severity, words};
+use super::scan::{self, Hit, Kind, Style};
 use super::{Check, Look, Severity};
 
 pub(super) const CHECKS: &[Check] = &[
@@ -71,22 +71,32 @@ const KEPT: &[&str] = &[
 const FETCHED: &[&str] = &["command", "auth-provider"];
 
 /// Without a grammar: a key of YAML or JSON at the beginning of a line, or behind a brace or comma, and its value.
-fn kubeconfig(look: &mut Look<'_>, keys: &[&str]) {
+fn kubeconfig(look: &mut Look<'_>, keys: &'static [&'static str]) {
     for path in kubeconfigs(look) {
         let Some(text) = look.read_text(&path) else { continue };
-        let mut found: Vec<_> = keys
-            .iter()
-            .filter_map(|key| {
-                text.lines().position(|line| has_value(line, key)).map(|at| (at + 1, *key))
-            })
-            .collect();
-        found.sort_unstable();
+        let found = set(&text, keys);
         if !found.is_empty() {
             let found: Vec<_> =
                 found.into_iter().map(|(line, key)| format!("line {line} {key}")).collect();
             look.found(&path, found.join(", "));
         }
     }
+}
+
+/// Which of these keys have a value, and in which line.
+fn set(text: &str, keys: &'static [&'static str]) -> Vec<(usize, &'static str)> {
+    let line_of = |key: &&'static str| {
+        text.lines().position(|line| has_value(line, key)).map(|at| (at + 1, *key))
+    };
+    let mut found: Vec<_> = keys.iter().filter_map(line_of).collect();
+    found.sort_unstable();
+    found
+}
+
+/// The same of a kubeconfig that nobody named.
+pub(super) fn kubeconfig_hits(text: &str) -> impl Iterator<Item = Hit> {
+    let hit = |(line, key): (usize, &str)| Hit { line, kind: Kind::Token, what: key.to_owned() };
+    set(text, KEPT).into_iter().map(hit)
 }
 
 fn has_value(line: &str, key: &str) -> bool {
@@ -257,13 +267,7 @@ fn shell_file(look: &mut Look<'_>) {
     for path in homes.iter().flat_map(|home| NAMES.iter().map(|it| home.join(it))) {
         let Some(content) = look.read(&path) else { continue };
         let hits = scan::scan(Style::Any, &[], &content);
-        let worst = hits.iter().map(|it| it.kind).min();
-        let Some(worst) = worst else { continue };
-        let severity = match worst {
-            Kind::AwsKey => Severity::Critical,
-            Kind::Random => Severity::Medium,
-            Kind::Token | Kind::PrivateKey => Severity::High,
-        };
+        let Some(severity) = severity(&hits) else { continue };
         look.found_at(severity, &path, words(&hits.iter().collect::<Vec<_>>()));
     }
 }
