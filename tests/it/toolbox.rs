@@ -334,7 +334,7 @@ async fn enrols_a_key(agent: &Agent) {
 /// Its own token, on every documented route with every method, and in every place where a signature goes.
 async fn uses_its_token_everywhere(agent: &Agent) {
     /// What it may do: read its own, and ask.
-    const MAY: [(&str, &str); 12] = [
+    const MAY: [(&str, &str); 13] = [
         ("GET", "/v1/leases"),
         ("POST", "/v1/leases"),
         ("GET", "/v1/leases/{id}"),
@@ -347,6 +347,7 @@ async fn uses_its_token_everywhere(agent: &Agent) {
         ("GET", "/healthz"),
         ("GET", "/.well-known/jwks.json"),
         ("GET", "/readyz"),
+        ("GET", "/leases/{id}"),
     ];
     let broker = &agent.broker;
     let token = &broker.token;
