@@ -56,9 +56,7 @@ test: check check-actions ## Check and test everything, as CI does
 	@scripts/setup.sh --clients
 	@scripts/setup.sh --sk-dummy
 	@scripts/setup.sh --mcp-client
-	@# Most tests wait for others most of the time: the database, the emulator, our own programs.
-	@RUST_TEST_THREADS="$$((2 * $$(getconf _NPROCESSORS_ONLN)))" \
-	    AWS_CLI="$$(scripts/setup.sh --print-aws)" CLIENTS="$$(scripts/setup.sh --print-clients)" \
+	@AWS_CLI="$$(scripts/setup.sh --print-aws)" CLIENTS="$$(scripts/setup.sh --print-clients)" \
 	    POLICY_ORACLE="$$(scripts/setup.sh --print-oracle)" SK_DUMMY="$$(scripts/setup.sh --print-sk-dummy)" \
 	    MCP_CLIENT="$$(scripts/setup.sh --print-mcp-client)" cargo test --workspace --locked
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=3
